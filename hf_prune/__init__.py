@@ -1,0 +1,54 @@
+"""hf_prune: remove the layers of a language model that matter least, heal it, prove it, push it to the Hub."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
+    from hf_prune.errors import PruneError
+    from hf_prune.pruner import Pruner
+    from hf_prune.records import Evaluation, Healing, Plan, Scores
+    from hf_prune.surgery import prune_layers
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CalibrationConfig": "config",
+    "Evaluation": "records",
+    "EvaluationConfig": "config",
+    "Healing": "records",
+    "HealingConfig": "config",
+    "Plan": "records",
+    "PruneError": "errors",
+    "Pruner": "pruner",
+    "PrunerConfig": "config",
+    "Scores": "records",
+    "prune_layers": "surgery",
+}
+
+__all__ = [
+    "CalibrationConfig",
+    "Evaluation",
+    "EvaluationConfig",
+    "Healing",
+    "HealingConfig",
+    "Plan",
+    "PruneError",
+    "Pruner",
+    "PrunerConfig",
+    "Scores",
+    "__version__",
+    "prune_layers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that `import hf_prune` and `--help` stay fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_prune' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"hf_prune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -1,0 +1,1 @@
+"""The embedded default: a small real trained model with its tokenizer."""

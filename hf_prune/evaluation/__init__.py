@@ -1,0 +1,1 @@
+"""What is measured of original, pruned and healed model."""

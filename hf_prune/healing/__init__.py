@@ -1,0 +1,1 @@
+"""Healing: what to train, against what loss, with whose loop."""

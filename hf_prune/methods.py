@@ -1,0 +1,82 @@
+"""The named recipes: what `method="..."` stands for."""
+
+from dataclasses import dataclass
+
+from hf_prune.errors import ConfigError
+from hf_prune.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """One recipe.
+
+    Attributes:
+        name: what users type.
+        title: one line for tables, help and cards.
+        paper: URL.
+        measure: registry name, or None where nothing is measured.
+        planner: registry name.
+        surgery: registry name.
+        healing: name of the healing recipe.
+        protect_first: blocks at the start that never go.
+        protect_last: blocks at the end that never go.
+        dataset: the paper's dataset as (id, config, calibration split, healing split), or None.
+    """
+
+    name: str
+    title: str
+    paper: str
+    measure: str | None
+    planner: str
+    surgery: str
+    healing: str
+    protect_first: int
+    protect_last: int
+    dataset: tuple[str, str, str, str] | None
+
+
+_UIDL = "https://arxiv.org/abs/2403.17887"
+_C4 = ("allenai/c4", "en", "validation", "train")
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            name="uidl",
+            title="The contiguous blocks whose input and output are closest in angle",
+            paper=_UIDL,
+            measure="angular",
+            planner="window",
+            surgery="drop",
+            healing="uidl",
+            protect_first=0,
+            protect_last=0,
+            dataset=_C4,
+        ),
+        Method(
+            name="simple",
+            title="The deepest blocks but the last, without measuring (heal afterwards)",
+            paper=_UIDL,
+            measure=None,
+            planner="before_last",
+            surgery="drop",
+            healing="uidl",
+            protect_first=0,
+            protect_last=1,
+            dataset=_C4,
+        ),
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """Look up a recipe.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"unknown method '{name}'; expected one of: {', '.join(METHODS)}.{did_you_mean(str(name), list(METHODS))}"
+        )
+    return METHODS[name]

@@ -1,0 +1,109 @@
+"""Named functions: measures, planners and surgeries register themselves under the name users type."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hf_prune.errors import ConfigError
+
+
+def did_you_mean(value: str, known: list[str]) -> str:
+    """A hint for a mistyped name: " Did you mean 'x'?" or an empty string."""
+    close = difflib.get_close_matches(value, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function.
+
+    Attributes:
+        name: what users type.
+        title: one line for tables, help and cards.
+        url: the paper or page that defines it.
+        function: what is called.
+    """
+
+    name: str
+    title: str
+    url: str
+    function: Callable[..., Any]
+
+    def options(self) -> dict[str, Any]:
+        """The keyword-only parameters of the function, which users may set, with their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+    def check_options(self, given: dict[str, Any], kind: str) -> None:
+        """Refuse options that the function does not have.
+
+        Raises:
+            ConfigError: an option is unknown.
+        """
+        known = list(self.options())
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"{kind} '{self.name}' has no option '{key}' (value {given[key]!r}); "
+                    f"it has: {', '.join(known) or 'none'}.{did_you_mean(key, known)}"
+                )
+
+
+class Registry:
+    """A table of named functions of one kind ("measure", "planner", "surgery").
+
+    Every module of `package` is imported at the first look-up, so that a new file registers itself and importing
+    hf_prune stays cheap.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def _load(self) -> dict[str, Entry]:
+        if not self._loaded:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            self._loaded = True
+        return self._entries
+
+    def __call__(self, name: str, *, title: str, url: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that registers a function under `name`."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            if name in self._entries:
+                raise ConfigError(f"{self.kind} '{name}' is registered twice")
+            self._entries[name] = Entry(name, title, url, function)
+            return function
+
+        return register
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, in order of registration."""
+        return iter(self._load().values())
+
+    def get(self, name: str) -> Entry:
+        """Look up a name.
+
+        Raises:
+            ConfigError: nothing is registered under it.
+        """
+        entries = self._load()
+        if name not in entries:
+            known = list(entries)
+            raise ConfigError(
+                f"unknown {self.kind} '{name}'; expected one of: {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+        return entries[name]
+
+
+measure = Registry("measure", "hf_prune.measures")
+planner = Registry("planner", "hf_prune.planners")
+surgery = Registry("surgery", "hf_prune.surgery")

@@ -1,0 +1,95 @@
+"""Token sequences, and the padded batches that models take."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_prune.records import TextUse
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokenised text.
+
+    Attributes:
+        sequences: 1-D int64 tensors on the CPU, each at least two tokens, without pads.
+        use: which text this is.
+    """
+
+    sequences: tuple[torch.Tensor, ...]
+    use: TextUse
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all sequences."""
+        return sum(len(s) for s in self.sequences)
+
+    def hashes(self) -> frozenset[str]:
+        """One hash a sequence, to prove that two sets of samples are disjoint."""
+        return frozenset(hash_ids(s) for s in self.sequences)
+
+    def save(self, path: Path) -> None:
+        """Write the token ids as one safetensors file: `ids` (int32, all sequences in a row) and `lengths` (int32)."""
+        lengths = torch.tensor([len(s) for s in self.sequences], dtype=torch.int32)
+        save_file({"ids": torch.cat(self.sequences).to(torch.int32), "lengths": lengths}, path)
+
+    @classmethod
+    def load(cls, path: Path, use: TextUse) -> "Samples":
+        """Read what `save` wrote."""
+        data = load_file(path)
+        return cls(tuple(data["ids"].long().split(data["lengths"].tolist())), use)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right.
+
+    Attributes:
+        input_ids: (batch, length) int64.
+        attention_mask: (batch, length) int64, 1 for tokens and 0 for pads.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+
+
+def hash_ids(ids: torch.Tensor) -> str:
+    """The sha256 of a sequence of token ids."""
+    return hashlib.sha256(ids.to(torch.int32).numpy().tobytes()).hexdigest()
+
+
+def digest(sequences: Sequence[torch.Tensor]) -> str:
+    """The sha256 of an ordered list of sequences."""
+    total = hashlib.sha256()
+    for ids in sequences:
+        total.update(bytes.fromhex(hash_ids(ids)))
+    return total.hexdigest()
+
+
+def batches(sequences: Sequence[torch.Tensor], batch_size: int, pad_id: int = 0) -> Iterator[Batch]:
+    """Pad sequences on the right, in the order given.
+
+    Pads are told by the mask alone, so any valid id serves as `pad_id` (models without a pad token included).
+
+    Args:
+        sequences: 1-D int64 tensors.
+        batch_size: sequences a batch; the last one may be smaller.
+        pad_id: id written into the padding.
+    """
+    for start in range(0, len(sequences), batch_size):
+        group = sequences[start : start + batch_size]
+        length = max(len(ids) for ids in group)
+        input_ids = torch.full((len(group), length), pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(group), length), dtype=torch.int64)
+        for row, ids in enumerate(group):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        yield Batch(input_ids, mask)
