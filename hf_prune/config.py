@@ -38,6 +38,26 @@ def _fraction(owner: object, name: str, *, zero: bool = False) -> None:
         )
 
 
+def check_indices(layers: Any) -> tuple[int, ...]:
+    """Block indices as an ascending tuple.
+
+    Raises:
+        ConfigError: not a list, empty, or an index is no whole number or named twice.
+    """
+    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+        raise ConfigError(f"layers={layers!r}; expected a list of block indices such as [21, 22, 23]")
+    layers = tuple(layers)
+    for index in layers:
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+            raise ConfigError(f"layers={list(layers)!r}: {index!r} is not a whole number; indices count from 0")
+    if not layers:
+        raise ConfigError("layers=[] drops nothing; name at least one block")
+    doubled = sorted({i for i in layers if layers.count(i) > 1})
+    if doubled:
+        raise ConfigError(f"layers={list(layers)}: {doubled} named twice; name each block once")
+    return tuple(sorted(int(i) for i in layers))
+
+
 @dataclass(frozen=True)
 class CalibrationConfig:
     """The text that the model is measured on.
@@ -240,7 +260,7 @@ class PrunerConfig:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, before any model is touched."""
         if self.layers is not None:
-            object.__setattr__(self, "layers", self._check_layers(self.layers))
+            object.__setattr__(self, "layers", check_indices(self.layers))
         self._check_amount()
         for name in ("protect_first", "protect_last"):
             value = getattr(self, name)
@@ -253,21 +273,6 @@ class PrunerConfig:
             raise ConfigError(f"measure_kwargs={self.measure_kwargs} but method '{self.method}' measures nothing")
         planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
         surgery.get(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
-
-    @staticmethod
-    def _check_layers(layers: Any) -> tuple[int, ...]:
-        if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-            raise ConfigError(f"layers={layers!r}; expected a list of block indices such as [21, 22, 23]")
-        layers = tuple(layers)
-        for index in layers:
-            if isinstance(index, bool) or not isinstance(index, numbers.Integral):
-                raise ConfigError(f"layers={list(layers)!r}: {index!r} is not a whole number; indices count from 0")
-        if not layers:
-            raise ConfigError("layers=[] drops nothing; name at least one block")
-        doubled = sorted({i for i in layers if layers.count(i) > 1})
-        if doubled:
-            raise ConfigError(f"layers={list(layers)}: {doubled} named twice; name each block once")
-        return tuple(sorted(int(i) for i in layers))
 
     def _check_amount(self) -> None:
         given = {

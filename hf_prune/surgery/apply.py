@@ -1,0 +1,28 @@
+"""Carry out a plan on a model in memory."""
+
+from hf_prune.architecture import Decoder
+from hf_prune.errors import ConfigError
+from hf_prune.records import Plan
+from hf_prune.registry import surgery
+
+
+def apply_plan(decoder: Decoder, plan: Plan) -> Decoder:
+    """Carry out the operations of a plan, in place.
+
+    Args:
+        decoder: the model that the plan was made for.
+        plan: what to do; indices are those of the original model.
+
+    Raises:
+        ConfigError: the plan was made for a model of another depth or architecture, or names an unknown operation.
+    """
+    if (plan.model.num_layers, plan.model.model_type) != (decoder.num_layers, decoder.config.model_type):
+        raise ConfigError(
+            f"the plan was made for '{plan.model.id}' ({plan.model.model_type}, {plan.model.num_layers} blocks); "
+            f"'{decoder.name}' is {decoder.config.model_type} with {decoder.num_layers} blocks. Plan again"
+        )
+    operations = [(surgery.get(op.kind), op) for op in plan.operations]
+    for entry, operation in operations:
+        entry.check_options(operation.options, "surgery")
+        decoder = entry.function(decoder, operation.layers, **operation.options)
+    return decoder
