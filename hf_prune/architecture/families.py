@@ -65,7 +65,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("Nemotron", ("nemotron",)),
     Family("LFM2", ("lfm2",), _TYPES),
     Family("Mamba", ("mamba",)),
-    Family("MiniMax", ("minimax",), _TYPES),
 )
 
 # model_type -> (config key, why blocks cannot go)
@@ -81,6 +80,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     "zamba": ("attn_layer_period", "layers share weights by position"),
     "zamba2": ("hybrid_layer_ids", "layers share weights by position"),
     "diffllama": ("model_type", "the layer index enters the attention (lambda_init)"),
+    "minimax": ("layer_types", "its cache counts the tokens in block 0, which must stay a full-attention one"),
     "rwkv": ("rescale_every", "weights are rescaled by the layer index"),
     "reformer": ("attn_layers", "its residual streams are reversible pairs"),
     "blt": ("model_type", "it stacks several decoders"),

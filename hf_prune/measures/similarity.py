@@ -1,0 +1,89 @@
+"""Distances between what enters the blocks, all pairs in one pass."""
+
+from typing import Any
+
+import torch
+
+from hf_prune.registry import measure
+
+
+@measure("angular", title="Angular distance between block inputs, last token", url="https://arxiv.org/abs/2403.17887")
+def angular() -> "PairwiseAngles":
+    """Mean angle between h_i and h_j at the last token of each sample (UIDL equation 7)."""
+    return PairwiseAngles()
+
+
+class PairwiseAngles:
+    """Running sums of all (L+1) x (L+1) angles: O(L^2) numbers, whatever the number of samples.
+
+    d(h_i, h_j) = arccos(cos(h_i, h_j)) / pi, in [0, 1], at the last real token of the sample (the mask tells which);
+    the mean is over angles, not the angle of a mean. The angle is taken as 2 atan2(|u - v|, |u + v|) of the unit
+    vectors in float64, which stays exact where arccos loses half of its digits.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[torch.Tensor] = []
+        self._sum: torch.Tensor | None = None
+        self._squares: torch.Tensor | None = None
+        self._samples = 0
+
+    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+        """Keep the last token's states of this batch; fold them into the sums after the last block."""
+        if layer == 0:
+            self._fold()
+            self._states = [_last_token(inputs, mask)]
+        self._states.append(_last_token(outputs, mask))
+
+    def result(self) -> dict[str, Any]:
+        """`distances` and `standard_errors`, both (L+1) x (L+1) nested tuples, and the number of `samples`."""
+        self._fold()
+        assert self._sum is not None and self._squares is not None, "no batch was seen"
+        n = self._samples
+        mean = self._sum / n
+        # Sample variance from the two sums; rounding may take it a hair below zero.
+        variance = ((self._squares - n * mean**2) / max(n - 1, 1)).clamp(min=0)
+        return {
+            "distances": tuple(map(tuple, mean.tolist())),
+            "standard_errors": tuple(map(tuple, (variance / n).sqrt().tolist())),
+            "samples": n,
+        }
+
+    def _fold(self) -> None:
+        if not self._states:
+            return
+        states = torch.stack([s.cpu() for s in self._states])  # (L+1, batch, width) float64
+        angles = pairwise_angles(states)
+        if self._sum is None or self._squares is None:
+            self._sum = torch.zeros(angles.shape[1:], dtype=torch.float64)
+            self._squares = torch.zeros_like(self._sum)
+        self._sum += angles.sum(0)
+        self._squares += (angles**2).sum(0)
+        self._samples += angles.shape[0]
+        self._states = []
+
+
+def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(batch, length, width) -> (batch, width) float64 at the last position that is no pad."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * positions).argmax(dim=1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last].double()
+
+
+def pairwise_angles(states: torch.Tensor) -> torch.Tensor:
+    """Angles between all pairs of states of the same sample.
+
+    Args:
+        states: (points, batch, width) float64.
+
+    Returns:
+        (batch, points, points) float64 in [0, 1], units of pi; exactly 0 for equal states.
+    """
+    unit = states / states.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = unit.transpose(0, 1)
+    points = unit.shape[1]
+    angles = torch.empty(unit.shape[0], points, points, dtype=torch.float64)
+    for i in range(points):  # one row at a time: (batch, points, width) instead of (batch, points, points, width)
+        difference = (unit - unit[:, i : i + 1]).norm(dim=-1)
+        total = (unit + unit[:, i : i + 1]).norm(dim=-1)
+        angles[:, i] = 2 * torch.atan2(difference, total) / torch.pi
+    return angles
