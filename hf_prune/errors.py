@@ -6,7 +6,7 @@
     ├── CheckpointError      weights are missing, truncated, pickled, or disagree with the config
     ├── DataError            calibration, healing or evaluation text is missing or unusable
     ├── MeasureError         a measurement met numbers that mean nothing (NaN, infinity)
-    ├── OutputError          the output folder cannot be written, or holds something else
+    ├── OutputError          an output folder cannot be written or pushed, or holds something else
     ├── ReloadError          a saved model does not load back as what was saved
     ├── HubError             the Hub refused, or answered with something else than what was sent
     └── MissingExtraError    an optional dependency is not installed
@@ -40,7 +40,7 @@ class MeasureError(PruneError):
 
 
 class OutputError(PruneError):
-    """The output folder cannot be written, or holds something else."""
+    """An output folder cannot be written or pushed, or holds something else."""
 
 
 class ReloadError(PruneError):

@@ -2,5 +2,4 @@
 
 from .server import LoopbackHub
 
-
 __all__ = ["LoopbackHub"]

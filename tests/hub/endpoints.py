@@ -4,93 +4,15 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import yaml
 
-from .faults import Faults
-from .store import Commit, Entry, Repo, Store, StoreError, is_large
-
-
-@dataclass(frozen=True)
-class User:
-    """Who asks. `name` is None for somebody without a token."""
-
-    name: str | None
-    orgs: tuple[str, ...] = ()
-    read_only: bool = False
-
-    def owns(self, namespace: str) -> bool:
-        """Whether the namespace is the user's own or that of one of their organisations."""
-        return self.name is not None and namespace in (self.name, *self.orgs)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer: a JSON value, or a file of the store."""
-
-    value: Any = None
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request: where it came in, who asks, the parts of the URL that the route names, and the body on disk."""
-
-    store: Store
-    faults: Faults
-    endpoint: str
-    user: User
-    headers: dict[str, str]
-    query: dict[str, list[str]]
-    parts: dict[str, str]
-    body: Path
-
-    def json(self) -> dict[str, Any]:
-        """The body as JSON."""
-        return json.loads(self.body.read_bytes() or b"{}")
-
-    def flag(self, name: str) -> bool:
-        """Whether a query parameter is set."""
-        return self.query.get(name, [""])[0].lower() in ("1", "true")
-
-    def repo(self, *, content: bool = False) -> Repo:
-        """The repo of the URL, if the user may see it (and read its files, for `content`)."""
-        name = unquote(self.parts["repo"])
-        anonymous = self.user.name is None
-        try:
-            repo = self.store.get(self.parts.get("type") or "model", name)
-        except StoreError as error:
-            raise StoreError(401 if anonymous else 404, str(error), error.code) from error
-        invited = self.user.owns(repo.namespace) or self.user.name in repo.allowed
-        if repo.private and not invited:
-            raise StoreError(401 if anonymous else 404, "Repository not found", "RepoNotFound")
-        if repo.gated and content and not invited:
-            message = f"Access to {repo.type} {repo.id} is restricted. You must have access and be authenticated."
-            raise StoreError(401 if anonymous else 403, message, "GatedRepo")
-        return repo
-
-    def writable(self, *, pull_request: bool = False) -> Repo:
-        """The repo of the URL, if the user may write to it (or open a pull request on it)."""
-        repo = self.repo()
-        self.require_write("" if pull_request else repo.namespace)
-        return repo
-
-    def require_write(self, namespace: str) -> None:
-        """Refuse users that may not write (to a namespace)."""
-        if self.user.name is None:
-            raise StoreError(401, "Invalid username or password.")
-        if self.user.read_only or (namespace and not self.user.owns(namespace)):
-            raise StoreError(403, f"You don't have the rights to write to {namespace or 'this repo'}")
-
-    def commit(self, repo: Repo) -> Commit:
-        """The commit that the URL's revision names."""
-        return repo.resolve(unquote(self.parts.get("revision") or "main"))
+from .calls import Answer, Call
+from .listing import describe, front_matter, tree_rows
+from .store import Entry, StoreError, is_large
 
 
 def whoami(call: Call) -> Answer:
@@ -384,75 +306,6 @@ def download(call: Call) -> Answer:
     if entry.large:
         headers |= {"X-Linked-ETag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
     return Answer(file=call.store.blob(entry.sha256), headers=headers)
-
-
-def tree_rows(commit: Commit) -> list[dict[str, Any]]:
-    """Every file and folder of a commit, in the order of their paths."""
-    rows = []
-    folders = {str(folder) for path in commit.files for folder in Path(path).parents} - {"."}
-    for folder in folders:
-        rows.append({"type": "directory", "path": folder, "oid": commit.sha, "size": 0})
-    for path, entry in commit.files.items():
-        row: dict[str, Any] = {"type": "file", "path": path, "oid": entry.oid, "size": entry.size}
-        if entry.large:
-            row["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": 134}
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["path"])
-
-
-def describe(store: Store, repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
-    """A repo as the Hub's API describes it."""
-    card = _card(store, commit)
-    config = _config(store, commit)
-    library = card.get("library_name") or ("transformers" if "model_type" in config else None)
-    tags = [tag for tag in (library, card.get("pipeline_tag"), config.get("model_type")) if tag]
-    tags += card.get("tags") or []
-    tags += ["safetensors"] if any(path.endswith(".safetensors") for path in commit.files) else []
-    bases = card.get("base_model") or []
-    tags += [f"base_model:{base}" for base in ([bases] if isinstance(bases, str) else bases)]
-    tags += [f"license:{card['license']}"] if card.get("license") else []
-    siblings: list[dict[str, Any]] = [{"rfilename": path} for path in commit.files]
-    if blobs:
-        for row, entry in zip(siblings, commit.files.values(), strict=True):
-            row |= {"size": entry.size, "blobId": entry.oid}
-            row |= {"lfs": {"sha256": entry.sha256, "size": entry.size, "pointerSize": 134}} if entry.large else {}
-    return {
-        "_id": commit.sha[:24],
-        "id": repo.id,
-        "modelId": repo.id,
-        "author": repo.namespace,
-        "sha": commit.sha,
-        "private": repo.private,
-        "gated": "manual" if repo.gated else False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": list(dict.fromkeys(tags)),
-        "pipeline_tag": card.get("pipeline_tag"),
-        "library_name": library,
-        "cardData": card,
-        "config": {key: config[key] for key in ("architectures", "model_type") if key in config},
-        "createdAt": repo.created,
-        "lastModified": commit.date,
-        "siblings": siblings,
-    }
-
-
-def front_matter(text: str) -> dict[str, Any]:
-    """The YAML block at the top of a card."""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    loaded = yaml.safe_load(match[1]) if match else None
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _card(store: Store, commit: Commit) -> dict[str, Any]:
-    entry = commit.files.get("README.md")
-    return front_matter(store.blob(entry.sha256).read_text(encoding="utf-8")) if entry else {}
-
-
-def _config(store: Store, commit: Commit) -> dict[str, Any]:
-    entry = commit.files.get("config.json")
-    return json.loads(store.blob(entry.sha256).read_bytes()) if entry else {}
 
 
 # A repo id is one or two path segments; the two-segment reading wins unless its second word is an endpoint's.

@@ -4,7 +4,6 @@ import re
 import threading
 from dataclasses import dataclass, field
 
-
 # What the Hub itself sends with a status when nothing else is asked for.
 ERROR_CODES = {401: "RepoNotFound", 404: "RepoNotFound"}
 
@@ -72,7 +71,12 @@ class Faults:
         """The first waiting fault of this kind that matches, counted as having struck."""
         with self._lock:
             for fault in self._waiting:
-                if fault.kind == kind and fault.times > 0 and fault.method in ("*", method) and fault.path.search(path):
+                if (
+                    fault.kind == kind
+                    and fault.times > 0
+                    and fault.method in ("*", method)
+                    and fault.path.search(path)
+                ):
                     fault.times -= 1
                     return fault
         return None

@@ -1,4 +1,4 @@
-"""What the loopback Hub remembers: blobs by content, and for each repo its commits, branches, tags and pull requests."""
+"""What the loopback Hub remembers: blobs by content; for each repo its commits, branches, tags and pull requests."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
+from typing import Any
 
 # Real repos are born with a .gitattributes that names what goes to the large file storage.
 LARGE_SUFFIXES = (
@@ -32,7 +32,7 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a commit. `oid` is the git blob id (of the pointer, for a large file), `sha256` that of the content."""
+    """A file in a commit: `oid` is the git blob id (of the pointer, for a large file), `sha256` the content's."""
 
     oid: str
     sha256: str
@@ -201,7 +201,7 @@ class Store:
     ) -> Commit:
         """Add a commit with this whole tree and move a ref to it."""
         with self.lock:
-            body = {
+            body: dict[str, Any] = {
                 "parent": parent.sha if parent else None,
                 "title": title,
                 "message": message,

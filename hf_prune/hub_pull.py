@@ -1,0 +1,217 @@
+"""From the Hub to a folder: which commit a model is at, and the files of it that we use."""
+
+import glob
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import constants, get_cached_repo_tree
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, RemoteEntryNotFoundError
+
+from hf_prune.errors import CheckpointError, ConfigError
+from hf_prune.hub_client import Token, client, hub_errors, retrying
+from hf_prune.hub_files import INDEX, PICKLES, SINGLE, matches
+
+# Everything beside the weights that we read, or that has to travel on with them.
+COMPANIONS = (
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "COPYING*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model, pinned.
+
+    Attributes:
+        id: the Hub id, or the folder as it was given.
+        commit: the commit's sha; None for a folder.
+        folder: the folder; None for a model on the Hub.
+    """
+
+    id: str
+    commit: str | None
+    folder: Path | None = None
+
+
+def resolve(model: str, revision: str | None = None, token: Token = None) -> ResolvedModel:
+    """Find out which commit a model is at, and that its files may be read.
+
+    Args:
+        model: a folder, or a Hub id. A folder wins, as it does in Transformers.
+        revision: a branch, tag or commit on the Hub; `main` when None.
+        token: access token; None for the saved one.
+
+    Returns:
+        The model with its commit.
+
+    Raises:
+        HubError: no such repo or revision, no access to it, or the Hub is out of reach and nothing is cached.
+        CheckpointError: there is no `config.json`.
+        ConfigError: a revision of a folder.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"revision={revision!r} of the folder '{model}': only models on the Hub have revisions")
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"the folder '{model}' holds no config.json; expected a Transformers model")
+        return ResolvedModel(id=model, commit=None, folder=folder)
+    api = client(token)
+    with hub_errors(f"open '{model}'", model, token=token, revision=revision):
+        resolved = retrying(lambda: api.resolve_revision(model, revision=revision))
+        try:
+            # Only reading a file tells whether a gated repo lets us in, and whether a full sha exists at all.
+            retrying(lambda: api.hf_hub_download(model, "config.json", revision=resolved))
+        except RemoteEntryNotFoundError:
+            raise CheckpointError(
+                f"'{model}' at {resolved.resolved[:8]} holds no config.json; expected a Transformers model (of an "
+                "adapter, merge it into its base model first)"
+            ) from None
+    return ResolvedModel(id=model, commit=resolved.resolved)
+
+
+def download_file(repo_id: str, path: str, *, revision: str | None = None, token: Token = None) -> Path:
+    """Download one file of a repo.
+
+    Args:
+        repo_id: repo on the Hub.
+        path: path of the file in the repo.
+        revision: branch, tag or commit; `main` when None.
+        token: access token; None for the saved one.
+
+    Returns:
+        The file in the Hub's cache.
+
+    Raises:
+        HubError: the repo, the revision or the file is not there, or may not be read.
+    """
+    api = client(token)
+    with hub_errors(f"download '{path}' of '{repo_id}'", repo_id, token=token, revision=revision):
+        return Path(retrying(lambda: api.hf_hub_download(repo_id, path, revision=revision)))
+
+
+def pull(
+    repo_id: str, sha: str, token: Token = None, *, weights: bool = True, allow_patterns: Sequence[str] = ()
+) -> Path:
+    """Download a model at one commit: config, tokenizer, card, licence, and its safetensors weights, no more.
+
+    A download that breaks off is taken up again. Where a repo holds both `model.safetensors` and a sharded copy, only
+    the first comes, which is the one that Transformers reads.
+
+    Args:
+        repo_id: model on the Hub.
+        sha: commit, from `resolve`.
+        token: access token; None for the saved one.
+        weights: whether the weights come too.
+        allow_patterns: further files to download, such as `*.py` where the user trusts the repo's code.
+
+    Returns:
+        The folder in the Hub's cache.
+
+    Raises:
+        CheckpointError: the weights are pickles, or missing in part or whole.
+        HubError: the download failed.
+    """
+    api = client(token)
+
+    def fetch(names: Sequence[str]) -> Path:
+        exact = [glob.escape(name) for name in names]
+        return Path(retrying(lambda: api.snapshot_download(repo_id, revision=sha, allow_patterns=exact)))
+
+    with hub_errors(f"download '{repo_id}'", repo_id, token=token, revision=sha):
+        folder = fetch(["config.json"])
+        names = _listing(repo_id, sha, folder)
+        if weights:
+            _require_safetensors(repo_id, names)
+        companions = [name for name in names if _is_companion(name) or _is_extra(name, allow_patterns)]
+        fetch(companions)
+        if weights:
+            wanted = [SINGLE] if SINGLE in names else [INDEX]
+            fetch(wanted)
+            if wanted == [INDEX]:
+                fetch(_shards(repo_id, folder / INDEX, names))
+    return folder
+
+
+def is_restricted(repo_id: str, token: Token = None) -> bool:
+    """Whether a repo is gated or private, so that what is made of it should not be public by default.
+
+    Args:
+        repo_id: model on the Hub.
+        token: access token; None for the saved one.
+
+    Returns:
+        True for a gated or private repo.
+
+    Raises:
+        HubError: there is no such repo, or the Hub is out of reach.
+    """
+    api = client(token)
+    with hub_errors(f"look at '{repo_id}'", repo_id, token=token):
+        info = retrying(lambda: api.model_info(repo_id))
+    return bool(info.private) or bool(info.gated)
+
+
+def _listing(repo_id: str, sha: str, folder: Path) -> list[str]:
+    """The paths in the repo at this commit, as the cache knows them since the first download."""
+    try:
+        entries = get_cached_repo_tree(repo_id, revision=sha, cache_dir=constants.HF_HUB_CACHE)
+    except CachedRepoTreeNotFoundError:
+        # Offline, with a cache that was filled file by file: what is there is what there is.
+        return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return sorted(entry.path for entry in entries)
+
+
+def _is_companion(name: str) -> bool:
+    shallow = "/" not in name or name.startswith("additional_chat_templates/")
+    return shallow and matches(name, COMPANIONS) and not matches(name, ("*.index.json",))
+
+
+def _is_extra(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns) and not matches(name, PICKLES)
+
+
+def _require_safetensors(repo_id: str, names: Collection[str]) -> None:
+    """Refuse repos without safetensors weights that Transformers would read, before the first large download."""
+    if SINGLE in names or INDEX in names:
+        return
+    root = [name for name in names if "/" not in name]
+    pickles = [name for name in root if matches(name, PICKLES) and not name.startswith("training_args")]
+    if pickles:
+        raise CheckpointError(
+            f"'{repo_id}' holds its weights only as pickles ({', '.join(pickles[:3])}), which can run code when they "
+            "are read; expected safetensors: convert it with the Space safetensors/convert, or load it where you "
+            "trust it and call model.save_pretrained(folder), then prune that folder"
+        )
+    others = [name for name in names if name.endswith((".safetensors", ".gguf", ".onnx", ".h5"))]
+    found = f"only {', '.join(others[:3])}" if others else "no weights at all"
+    raise CheckpointError(f"'{repo_id}' holds {found}; expected {SINGLE} or {INDEX}")
+
+
+def _shards(repo_id: str, index: Path, names: Collection[str]) -> list[str]:
+    """The shards that an index names, all of which the repo has to hold."""
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{INDEX} of '{repo_id}' is not an index of shards: {error!r}") from error
+    missing = [shard for shard in shards if shard not in names]
+    if missing or not shards:
+        raise CheckpointError(
+            f"{INDEX} of '{repo_id}' names {len(shards)} shards; not there: {', '.join(missing) or 'all'}: "
+            "its upload was broken off; ask its owner, or take another revision"
+        )
+    return shards
