@@ -1,0 +1,107 @@
+"""Safetensors checkpoints as files: are they whole, and do they fit their config? Headers alone are read."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from hf_prune.architecture import layer_count
+from hf_prune.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model in `folder`, in name order.
+
+    Raises:
+        CheckpointError: there are none (pickles are refused), or the index names files that are missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{index.name} names {len(names)} shards; missing in {folder}: {', '.join(missing)}")
+        return [folder / name for name in names]
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded; expected "
+            f"{SINGLE}. Convert them once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+        )
+    raise CheckpointError(f"{folder} holds no weights; expected {SINGLE} or {INDEX}")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor name to dtype, shape and data_offsets.
+
+    Raises:
+        CheckpointError: the file is truncated, or its header disagrees with its length.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise CheckpointError(f"{path} is {size} bytes long and promises a header of {length}; download it again")
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} has no safetensors header ({error}); download it again") from error
+    header.pop("__metadata__", None)
+    end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+    if end != size:
+        state = "truncated" if size < end else "too long"
+        raise CheckpointError(f"{path} is {state}: {size} bytes, its header promises {end}; download it again")
+    return header
+
+
+def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
+    """Refuse weights that are broken or disagree with the config's layer count, before they are loaded.
+
+    Args:
+        folder: of the checkpoint.
+        config: its text config.
+        name: what the model is called in errors.
+
+    Raises:
+        CheckpointError: names the file or the key.
+    """
+    names = [tensor for path in weight_files(folder) for tensor in read_header(path)]
+    numbers = {int(found[1]) for tensor in names if (found := _BLOCK.search(tensor))}
+    depth = layer_count(config)
+    # Prediction layers behind the last block (multi-token prediction) are stored at index L and up, and never loaded.
+    extra = sum(int(getattr(config, key, 0) or 0) for key in ("num_nextn_predict_layers", "num_mtp_layers"))
+    if not numbers:
+        return
+    if max(numbers) + 1 not in range(depth, depth + extra + 1):
+        raise CheckpointError(
+            f"the weights of '{name}' hold {max(numbers) + 1} layers, its config says num_hidden_layers={depth}; "
+            "correct the one that is wrong (transformers would fill missing layers with random weights)"
+        )
+
+
+def folder_digest(folder: Path) -> str:
+    """The sha256 that stands for a local checkpoint: config, and name, size, time and header of each weight file.
+
+    The weights themselves are never read in full.
+    """
+    total = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        status = path.stat()
+        total.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        total.update(json.dumps(read_header(path), sort_keys=True).encode())
+    return total.hexdigest()

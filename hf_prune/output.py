@@ -1,0 +1,188 @@
+"""The finished folder: weights, recipe, records and card, checked by loading it again, there whole or not at all."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from hf_prune import serial
+from hf_prune.cards import generate
+from hf_prune.config import PrunerConfig
+from hf_prune.hub import PushResult, is_restricted, push_folder
+from hf_prune.loading import Source
+from hf_prune.plots import PLOT_FILE, plot_distances
+from hf_prune.records import Evaluation, Healing, Plan, Record, Scores
+from hf_prune.reload import Level, check_reload
+from hf_prune.saving import RECORDS, licence_files, save_model, staged
+
+ADAPTER = "adapter"
+"""Sub-folder of a shipped adapter: beside the weights it would make transformers look for another base."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """All records of a run.
+
+    Attributes:
+        config: the recipe, resolved.
+        plan: what was cut.
+        scores: what was measured.
+        healing: how it was healed.
+        evaluation: original, pruned, healed.
+        base_card: the base's README.md.
+        base_files: licence files that were carried over.
+        reload_level: how the folder was checked.
+    """
+
+    config: PrunerConfig
+    plan: Plan
+    scores: Scores | None
+    healing: Healing | None
+    evaluation: Evaluation | None
+    base_card: str | None
+    base_files: tuple[str, ...]
+    reload_level: str
+
+    def save(self, folder: Path) -> None:
+        """Write recipe and records."""
+        self.config.save_pretrained(folder)
+        records: tuple[Record | None, ...] = (self.plan, self.scores, self.healing, self.evaluation)
+        for record in records:
+            if record is not None:
+                record.save(folder / RECORDS)
+        facts = {"base_card": self.base_card, "base_files": self.base_files, "reload_level": self.reload_level}
+        serial.write_text(folder / RECORDS / "output.json", serial.dumps(facts))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Finished":
+        """Read recipe and records back.
+
+        Raises:
+            ConfigError: no recipe or no plan there, or files that cannot be read.
+        """
+        records = folder / RECORDS
+        facts = serial.read_json(records / "output.json")
+        return cls(
+            config=PrunerConfig.from_pretrained(folder),
+            plan=Plan.load(records),
+            scores=Scores.load(records) if (records / Scores.FILE).is_file() else None,
+            healing=Healing.load(records) if (records / Healing.FILE).is_file() else None,
+            evaluation=Evaluation.load(records) if (records / Evaluation.FILE).is_file() else None,
+            base_card=facts["base_card"],
+            base_files=tuple(facts["base_files"]),
+            reload_level=facts["reload_level"],
+        )
+
+
+def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> Path:
+    """Write README.md and the heat map of the distances beside it."""
+    plot = None
+    if finished.scores is not None:
+        (folder / PLOT_FILE).write_bytes(plot_distances(finished.scores, finished.plan))
+        plot = PLOT_FILE
+    card = generate(
+        finished.config,
+        finished.plan,
+        repo_id=repo_id,
+        scores=finished.scores,
+        healing=finished.healing,
+        evaluation=finished.evaluation,
+        base_card=finished.base_card,
+        base_files=finished.base_files,
+        output="adapter" if (folder / ADAPTER).is_dir() else "merged",
+        reload_level=finished.reload_level,
+        plot=plot,
+    )
+    serial.write_text(folder / "README.md", str(card))
+    return folder / "README.md"
+
+
+def write_output(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    source: Source,
+    finished: Finished,
+    *,
+    repo_id: str | None = None,
+    adapter: Path | None = None,
+    tokens: tuple[Path, ...] = (),
+    max_shard_size: str = "5GB",
+    trust_remote_code: bool = False,
+) -> Level:
+    """Write the finished folder.
+
+    Args:
+        folder: wanted; appears whole or not at all.
+        model: what is shipped (the pruned model where an adapter is shipped beside it).
+        tokenizer: its tokenizer.
+        source: the base model.
+        finished: all records; the reload level is filled in here.
+        repo_id: where the folder will be pushed, for the card.
+        adapter: adapter folder to ship beside the weights.
+        tokens: token files, so that figures can be recomputed.
+        max_shard_size: as in `save_pretrained`.
+        trust_remote_code: whether code in the folder may run.
+
+    Returns:
+        The reload level that was checked.
+
+    Raises:
+        OutputError: the folder is not empty, or the disk is full.
+        ReloadError: what was saved does not load back.
+    """
+    with staged(folder) as stage:
+        save_model(
+            model, tokenizer, stage, source=source.folder, keep=finished.plan.kept, max_shard_size=max_shard_size
+        )
+        unhealed = finished.healing is None or adapter is not None
+        level = check_reload(
+            model,
+            stage,
+            source=source.folder if unhealed else None,
+            keep=finished.plan.kept,
+            trust_remote_code=trust_remote_code,
+        )
+        if adapter is not None:
+            shutil.copytree(adapter, stage / ADAPTER, ignore=shutil.ignore_patterns("README.md"))
+        files = licence_files(stage)
+        finished = dataclasses.replace(finished, reload_level=level, base_files=files)
+        finished.save(stage)
+        for path in tokens:
+            shutil.copyfile(path, stage / RECORDS / path.name)
+        write_card(stage, finished, repo_id)
+    return level
+
+
+def push_output(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    dry_run: bool = False,
+    **push_kwargs: Any,
+) -> PushResult:
+    """Push a finished folder; its card is written anew with the repo's name first.
+
+    Args:
+        folder: what `write_output` wrote.
+        repo_id: repo to push to.
+        private: None makes a new repo private where the base is gated or private.
+        token: of the Hub.
+        dry_run: only tell what would happen; nothing is written, the card neither.
+        push_kwargs: see `hf_prune.hub.push_folder`.
+
+    Raises:
+        ConfigError: the folder holds no finished model of hf-prune.
+        HubError: the Hub refused.
+    """
+    finished = Finished.load(folder)
+    if private is None and finished.plan.model.revision is not None:
+        private = is_restricted(finished.plan.model.id, token) or None
+    if not dry_run:
+        write_card(folder, finished, repo_id)
+    return push_folder(folder, repo_id, private=private, token=token, dry_run=dry_run, **push_kwargs)

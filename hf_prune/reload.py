@@ -1,0 +1,188 @@
+"""The reload contract: a saved model is loaded again by stock transformers, in another process, and compared.
+
+Run as a program (`python -m hf_prune.reload FOLDER PROBE`) it is that other process.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from hf_prune.architecture.decoder import decoder_of, first_device, parameter_bytes
+from hf_prune.checkpoint import weight_files
+from hf_prune.errors import ReloadError
+from hf_prune.runner import evaluating
+
+logger = logging.getLogger(__name__)
+
+Level = Literal["full", "streamed"]
+
+_LENGTH, _NEW = 16, 8
+
+
+def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What a model answers to fixed ids: `ids` (2, 16), `logits` of them, and `greedy` (2, 24) from cached decoding."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    ids = (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
+    ids = ids.to(first_device(model))
+    # Neither stops early nor takes sampling settings from the model: always the same number of tokens.
+    settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, pad_token_id=0, use_cache=True)
+    own, model.generation_config = model.generation_config, settings
+    try:
+        with evaluating(model), torch.inference_mode():
+            mask = torch.ones_like(ids)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            greedy = model.generate(ids, attention_mask=mask, generation_config=settings)
+    finally:
+        model.generation_config = own
+    return {"ids": ids.cpu(), "logits": logits.cpu().contiguous(), "greedy": greedy.cpu().contiguous()}
+
+
+def reload_level(model: PreTrainedModel) -> Level:
+    """ "full" where a second copy of the model fits, "streamed" where it does not or where it spans devices."""
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "streamed"
+    needed = 1.3 * parameter_bytes(model) + 5e8
+    device = first_device(model)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return "full" if needed < free else "streamed"
+
+
+def check_reload(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    source: Path | None = None,
+    keep: Sequence[int] = (),
+    level: Level | None = None,
+    trust_remote_code: bool = False,
+) -> Level:
+    """Hold a saved folder against the model that was saved.
+
+    Level "full" loads it with plain `AutoModelForCausalLM` in a child process and compares logits and cached greedy
+    tokens, equal to the bit. Level "streamed" checks names and shapes against the stock class on the meta device, and
+    every tensor byte for byte against the base checkpoint (`source`) where given.
+
+    Args:
+        model: the model in memory, as it was saved.
+        folder: where it was saved.
+        source: base checkpoint whose kept tensors must be found unchanged (level "streamed").
+        keep: base indices of the kept blocks (level "streamed").
+        level: chosen by memory when None.
+        trust_remote_code: whether code in the folder may run.
+
+    Returns:
+        The level that was checked.
+
+    Raises:
+        ReloadError: what was saved does not load back as what is in memory.
+    """
+    level = level or reload_level(model)
+    if level == "streamed":
+        _check_names(folder, trust_remote_code)
+        if source is not None:
+            _check_bytes(folder, source, decoder_of(model).blocks_path, keep)
+        return level
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch) / "probe.safetensors"
+        save_file(probe(model), wanted)
+        settings = {
+            "device": str(first_device(model)),
+            "attn_implementation": model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+            "trust_remote_code": trust_remote_code,
+        }
+        command = [sys.executable, "-m", "hf_prune.reload", str(folder), str(wanted), json.dumps(settings)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or ["no message"]
+        raise ReloadError(
+            f"'{folder}' does not load back with stock transformers: {lines[-1][:500]}. The output was not kept; please "
+            "report this with the model's config.json"
+        )
+    answer = json.loads(child.stdout.strip().splitlines()[-1])
+    if answer["problems"]:
+        raise ReloadError(
+            f"'{folder}' loads back as another model: {'; '.join(answer['problems'])}. The output was not kept; please "
+            "report this with the model's config.json"
+        )
+    return level
+
+
+def _compare(folder: str, wanted_path: str, settings: dict[str, Any]) -> list[str]:
+    """In the child: load, run the probe, and list what differs."""
+    torch.set_num_threads(settings["threads"])
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        output_loading_info=True,
+        use_safetensors=True,
+        attn_implementation=settings["attn_implementation"],
+        trust_remote_code=settings["trust_remote_code"],
+        device_map=settings["device"] if settings["device"] != "cpu" else None,
+    )
+    problems = [
+        f"{kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[kind]
+    ]
+    wanted, found = load_file(wanted_path), probe(model)
+    if wanted["logits"].dtype != found["logits"].dtype:
+        problems.append(f"dtype {found['logits'].dtype}, expected {wanted['logits'].dtype}")
+    elif not torch.equal(wanted["logits"].nan_to_num(), found["logits"].nan_to_num()):
+        problems.append(f"logits differ by up to {(wanted['logits'] - found['logits']).abs().max().item():.3g}")
+    if not torch.equal(wanted["greedy"], found["greedy"]):
+        problems.append("cached greedy tokens differ")
+    return problems
+
+
+def _check_names(folder: Path, trust_remote_code: bool) -> None:
+    _, info = AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise ReloadError(f"'{folder}': {kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:3]} for its class")
+
+
+def _check_bytes(folder: Path, source: Path, blocks_path: str, keep: Sequence[int]) -> None:
+    """Every saved tensor equals the base's tensor that it came from, one tensor in memory at a time."""
+    homes = {name: path for path in weight_files(source) for name in _names(path)}
+    leaf = blocks_path.rpartition(".")[2]
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as saved:
+            for name in saved.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+                original = _original_name(name, leaf, keep)
+                if original not in homes:
+                    raise ReloadError(f"'{folder}': tensor '{name}' has no counterpart '{original}' in '{source}'")
+                with safe_open(homes[original], "pt") as base:
+                    if not torch.equal(saved.get_tensor(name), base.get_tensor(original)):
+                        raise ReloadError(f"'{folder}': tensor '{name}' differs from '{original}' in '{source}'")
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _original_name(name: str, leaf: str, keep: Sequence[int]) -> str:
+    parts = name.split(".")
+    if leaf in parts:
+        at = parts.index(leaf) + 1
+        parts[at] = str(keep[int(parts[at])])
+    return ".".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"problems": _compare(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))}) + "\n")

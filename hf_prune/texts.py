@@ -1,0 +1,153 @@
+"""The texts of one run: calibration, evaluation, held-out and healing text, disjoint and kept in the run folder."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from hf_prune import calibration
+from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
+from hf_prune.errors import DataError
+from hf_prune.methods import Method
+from hf_prune.run_folder import RunFolder
+from hf_prune.samples import Samples
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["calibration", "evaluation", "healing"]
+
+
+class Texts:
+    """Loads or samples each text once.
+
+    Args:
+        config: the recipe.
+        tokenizer: of the model.
+        limit: positions that the model can take.
+        digest: of the base model's weights.
+        run: where token ids are kept.
+        original: gives the uncut model; called only where text is sampled from it.
+        token: of the Hub.
+        progress: whether to show bars.
+    """
+
+    def __init__(
+        self,
+        config: PrunerConfig,
+        tokenizer: Tokenizer,
+        limit: int,
+        digest: str,
+        run: RunFolder,
+        original: Callable[[], PreTrainedModel],
+        token: str | bool | None = None,
+        progress: bool = True,
+    ) -> None:
+        self._config, self._tokenizer, self._limit, self._digest = config, tokenizer, limit, digest
+        self._run, self._original, self._token, self._progress = run, original, token, progress
+        self._method: Method = config.recipe()
+        self._made: dict[str, Samples] = {}
+
+    def calibration(self) -> Samples:
+        """Text that the model is measured on."""
+        return self._get("calibration", "calibration", self._config.calibration, None)
+
+    def evaluation(self) -> Samples:
+        """Text that models are judged on."""
+        return self._get("evaluation", "evaluation", self._config.evaluation, None)
+
+    def held_out(self, config: HealingConfig) -> Samples:
+        """Text like the healing text, that healing never sees.
+
+        Args:
+            config: resolved healing settings.
+        """
+        config = dataclasses.replace(config, seed=config.seed + 1)
+        return self._get("held-out", "healing", config, config.held_out_samples)
+
+    def healing(self, config: HealingConfig) -> Samples:
+        """Text to train on.
+
+        Args:
+            config: resolved healing settings (steps, tokens, batch_size and max_length are set).
+        """
+        assert config.steps and config.batch_size and config.tokens and config.max_length
+        self.held_out(config)
+        # Sampled text is exactly max_length long, so that the token budget tells how much of it is worth sampling.
+        wanted = config.steps * config.batch_size
+        if self._samples_itself(config.dataset):
+            wanted = min(wanted, -(-config.tokens // config.max_length))
+        return self._get("healing", "healing", config, wanted)
+
+    def samples_itself(self, stage: Stage) -> bool:
+        """Whether the text of a stage is sampled from the original model."""
+        return self._samples_itself(getattr(self._config, stage).dataset)
+
+    def sampled_files(self) -> list[Path]:
+        """Token files of the texts that were sampled from the model: nobody can look those up elsewhere."""
+        return [self._run.tokens(name) for name, made in self._made.items() if made.use.dataset is None]
+
+    def _samples_itself(self, dataset: str | None) -> bool:
+        if dataset == calibration.SAME:
+            dataset = self._config.calibration.dataset
+        return dataset is None
+
+    def _get(
+        self,
+        name: str,
+        stage: Stage,
+        config: CalibrationConfig | EvaluationConfig | HealingConfig,
+        samples: int | None,
+    ) -> Samples:
+        if name in self._made:
+            return self._made[name]
+        others = self._others(name)
+        inputs = {
+            "model": self._digest,
+            "stage": name,
+            "config": config,
+            "calibration": self._config.calibration,
+            "dataset": self._method.dataset,
+            "limit": self._limit,
+            "samples": samples,
+            "others": {key: value.use.sha256 for key, value in others.items()},
+        }
+        found = self._run.load_samples(name, inputs)
+        if found is None:
+            exclude = frozenset().union(*(value.hashes() for value in others.values()))
+            found = calibration.load(
+                config,
+                stage=stage,
+                method=self._method,
+                tokenizer=self._tokenizer,
+                model=self._original() if self._samples_itself(config.dataset) else None,
+                limit=self._limit,
+                samples=samples,
+                exclude=exclude,
+                token=self._token,
+                calibration=self._config.calibration,
+                progress=self._progress,
+            )
+            shared = found.hashes() & exclude
+            if shared:
+                raise DataError(
+                    f"the {name} text shares {len(shared)} of {len(found.sequences)} sequences with other text of "
+                    "this run; expected disjoint texts. Take another --seed or dataset"
+                )
+            self._run.save_samples(name, found, inputs)
+        self._made[name] = found
+        return found
+
+    def _others(self, name: str) -> dict[str, Samples]:
+        """The texts that come before this one, in the order in which texts are made."""
+        earlier: dict[str, Samples] = {}
+        if name != "calibration" and self._method.measure is not None and self._config.layers is None:
+            earlier["calibration"] = self.calibration()
+        if name in ("held-out", "healing"):
+            earlier["evaluation"] = self.evaluation()
+        if name == "healing":
+            earlier["held-out"] = self._made["held-out"]
+        return earlier
