@@ -1,0 +1,255 @@
+"""Records as the tables, sentences and drawings of a model card; every number is formatted here."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
+from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, table
+from hf_prune.records import Environment, Evaluation, Healing, ModelEvaluation, Perplexity, Plan, Rate, TextUse
+
+NOT_MEASURED = "not measured"
+
+_MAP_WIDTH = 16
+"""Layers in a row of the layer map: 32 and 64 layers fall into even rows."""
+
+
+def number(value: float, error: float | None = None) -> str:
+    """A figure for people: four significant digits, or down to the second digit of its standard error.
+
+    Raises:
+        MeasureError: not finite.
+    """
+    _finite(value)
+    _finite(error or 0.0)
+    if abs(value) >= 1e6 or 0 < abs(value) < 1e-4:
+        return f"{value:.3g}" + ("" if error is None else f" ± {error:.2g}")
+    digits = 4 if error is None or error <= 0 else 2
+    leading = error if error else abs(value) or 1.0
+    decimals = min(6, max(0, digits - 1 - math.floor(math.log10(leading))))
+    return f"{value:,.{decimals}f}" + ("" if error is None else f" ± {error:,.{decimals}f}")
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in units that are easy to read."""
+    if _finite(seconds) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def layer_map(plan: Plan) -> Markdown:
+    """All layers of the base as a drawing in text, one cell a layer, in rows of 16."""
+    layers, gone = plan.model.num_layers, set(plan.dropped)
+    width = len(str(layers - 1)) + 1
+    lines = []
+    for start in range(0, layers, _MAP_WIDTH):
+        row = range(start, min(start + _MAP_WIDTH, layers))
+        lines.append(f"layer {''.join(f'{i:>{width}}' for i in row)}")
+        lines.append(f"      {''.join(('·' if i in gone else '█').rjust(width) for i in row)}")
+    return fence("\n".join([*lines, "", "█ kept   · removed"]), limit=100_000)
+
+
+def text_use(data: TextUse) -> Markdown:
+    """One phrase that says which text was used."""
+    if data.dataset is None:
+        parts = [Markdown(SELF_GENERATED)]
+    elif is_hub_id(data.dataset, data.revision):
+        parts = [link(data.dataset, f"{HUB}/datasets/{data.dataset}")]
+    else:
+        parts = [code(dataset_name(data))]
+    for name, value in (("config", data.config), ("split", data.split), ("revision", data.revision)):
+        if value:
+            parts.append(Markdown(f"{name} {code(value, 100)}"))
+    parts.append(Markdown(f"{data.samples:,} samples of at most {data.max_length:,} tokens ({data.tokens:,} in all)"))
+    parts.append(Markdown(f"seed {data.seed}, sha256 of the token ids {code(data.sha256[:16] + '…')}"))
+    return Markdown(", ".join(parts))
+
+
+def results_table(evaluation: Evaluation) -> Markdown:
+    """Original, pruned and healed side by side; one row a figure, one column a model."""
+    models = evaluation.models
+    on_cpu = evaluation.environment.device == "cpu"
+    rows = []
+    for name in _text_names(evaluation):
+        texts = [next((p for p in m.perplexity if p.name == name), None) for m in models]
+        rows.append([f"Perplexity, {name} ↓", *[_cell(p, _perplexity) for p in texts]])
+        rows.append([f"Bits per byte, {name} ↓", *[_cell(p, _bits_per_byte) for p in texts]])
+    rows += [
+        ["KL to the original (nats per token) ↓", *[_fidelity(m, "kl") for m in models]],
+        ["Same most likely token as the original ↑", *[_fidelity(m, "top1") for m in models]],
+        ["Decoder layers", *[str(m.layers) for m in models]],
+        ["Parameters", *[f"{m.parameters:,}" for m in models]],
+        ["Weights", *[f"{size(m.bytes)} ({m.dtype})" for m in models]],
+        [
+            "Peak memory of the process" if on_cpu else "Peak memory above the weights",
+            *[size(m.peak_memory) for m in models],
+        ],
+        ["Prefill (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.prefill)) for m in models]],
+        ["Decode (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.decode)) for m in models]],
+    ]
+    return table(["", *[m.label for m in models]], rows)
+
+
+def results_notes(evaluation: Evaluation) -> Markdown:
+    """Where the figures of the table come from."""
+    where = evaluation.environment
+    notes = [Markdown(f"Measured on {escape(where.hardware)} ({escape(where.dtype)}).")]
+    for name in _text_names(evaluation):
+        text = next(p for m in evaluation.models for p in m.perplexity if p.name == name)
+        notes.append(
+            Markdown(
+                f"{escape(name)}: {text_use(text.data)}; windows of {text.window} tokens moved by {text.stride}, "
+                f"{text.tokens:,} predicted tokens, {text.bytes:,} bytes."
+            )
+        )
+    if notes[1:]:
+        notes.append(Markdown("± is one standard error over windows (of the loss, carried over to first order)."))
+    fidelity = next((m.fidelity for m in evaluation.models if m.fidelity), None)
+    if fidelity:
+        notes.append(
+            Markdown(f"KL and agreement compare the next-token predictions at {fidelity.tokens:,} positions.")
+        )
+    speed = next((m.speed for m in evaluation.models if m.speed), None)
+    if speed:
+        notes.append(
+            Markdown(
+                f"Speed: median of {speed.runs} runs (slowest to fastest in brackets), batch {speed.batch}, prompts "
+                f"of {speed.prompt_tokens} tokens, {speed.new_tokens} new tokens."
+            )
+        )
+    return bullets(notes)
+
+
+def generations(evaluation: Evaluation) -> list[tuple[Markdown, list[tuple[str, Markdown]]]]:
+    """For each prompt: the fenced prompt, and (label, fenced completion) of each model that completed it."""
+    prompts = dict.fromkeys(c.prompt for m in evaluation.models for c in m.completions)
+    return [
+        (
+            fence(prompt),
+            [(m.label, fence(c.text)) for m in evaluation.models for c in m.completions if c.prompt == prompt],
+        )
+        for prompt in prompts
+    ]
+
+
+def held_out_table(healing: Healing) -> Markdown:
+    """The held-out loss at each station of healing that was measured."""
+    loss = healing.held_out
+    stations = (
+        ("original", loss.original),
+        ("pruned", loss.pruned),
+        ("pruned, quantized", loss.quantized),
+        ("healed: adapter on quantized weights", loss.adapter_quantized),
+        ("healed: adapter on unquantized weights", loss.adapter),
+        ("healed: adapter merged", loss.merged),
+    )
+    return table(["station", "nats per token"], [[name, number(v)] for name, v in stations if v is not None])
+
+
+def settings_table(healing: Healing) -> Markdown:
+    """The settings that healing used; the data is named elsewhere."""
+    elsewhere = ("dataset", "dataset_config", "split", "text_column")
+    rows = [
+        [code(key), _setting(f"healing setting '{key}'", value)]
+        for key, value in healing.settings.items()
+        if key not in elsewhere and value is not None
+    ]
+    return table(["setting", "value"], rows)
+
+
+def environments(named: dict[str, Environment]) -> Markdown:
+    """Hardware and versions, one line for the stages that share them."""
+    groups: list[tuple[Environment, list[str]]] = []
+    for stage, environment in named.items():
+        same = next((stages for known, stages in groups if known == environment), None)
+        if same is None:
+            groups.append((environment, [stage]))
+        else:
+            same.append(stage)
+    return bullets(
+        [
+            Markdown(
+                f"{', '.join(stages).capitalize()} on {escape(e.hardware)} ({escape(e.device)}, {escape(e.dtype)}): "
+                + ", ".join(f"{escape(name)} {escape(version)}" for name, version in e.versions.items())
+                + "."
+            )
+            for e, stages in groups
+        ]
+    )
+
+
+def check_same_texts(evaluation: Evaluation) -> None:
+    """Refuse to put figures side by side that come from different texts.
+
+    Raises:
+        ConfigError: two models were measured on different text, or with other windows, under one name.
+    """
+    for name in _text_names(evaluation):
+        seen = {
+            (p.data.sha256, p.window, p.stride): m.label
+            for m in evaluation.models
+            for p in m.perplexity
+            if p.name == name
+        }
+        if len(seen) > 1:
+            raise ConfigError(
+                f"the text {name!r} differs between the models {', '.join(seen.values())} (hash, window or stride); "
+                "figures side by side need the same text. Evaluate all of them again"
+            )
+
+
+def _finite(value: float, name: str = "a figure of the card") -> float:
+    if not math.isfinite(value):
+        raise MeasureError(f"{name} is {value}; expected a finite number. Measure again")
+    return value
+
+
+def _text_names(evaluation: Evaluation) -> list[str]:
+    return list(dict.fromkeys(p.name for m in evaluation.models for p in m.perplexity))
+
+
+def _cell(value: Any, show: Callable[[Any], str]) -> str:
+    return NOT_MEASURED if value is None else show(value)
+
+
+def _perplexity(text: Perplexity) -> str:
+    return number(text.perplexity, text.perplexity * text.standard_error)
+
+
+def _bits_per_byte(text: Perplexity) -> str:
+    return number(text.bits_per_byte, text.standard_error * text.tokens / (math.log(2) * text.bytes))
+
+
+def _fidelity(model: ModelEvaluation, figure: str) -> str:
+    if model.fidelity is None:
+        return "–" if model.label == "original" else NOT_MEASURED
+    if figure == "kl":
+        return number(model.fidelity.kl, model.fidelity.kl_standard_error)
+    return f"{_finite(model.fidelity.top1_agreement):.1%}"
+
+
+def _rate(rate: Rate) -> str:
+    decimals = 0 if rate.median >= 100 else 1
+    low, middle, high = (f"{_finite(r):,.{decimals}f}" for r in (rate.minimum, rate.median, rate.maximum))
+    return f"{middle} ({low}–{high})"
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{_finite(value, name):g}"
+    if isinstance(value, str | int):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,75 @@
+"""Pictures of records, as PNG bytes; drawn without a display and without global state."""
+
+import io
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.records import Plan, Scores, ranges
+
+PLOT_FILE = "scores.png"
+"""Name of the heat map in a run folder and beside a card."""
+
+
+def windows_matrix(scores: Scores) -> np.ndarray:
+    """Distances by window: row n-1, column s holds the distance between h_s and h_{s+n}; NaN where s+n > L.
+
+    Returns:
+        (L, L) float64.
+
+    Raises:
+        MeasureError: a distance is not finite.
+    """
+    layers = scores.model.num_layers
+    matrix = np.full((layers, layers), np.nan)
+    for size in range(1, layers + 1):
+        for start, distance, _ in scores.windows(size):
+            if not np.isfinite(distance):
+                raise MeasureError(
+                    f"the distance of {size} layers from layer {start} is {distance}; expected a finite number. "
+                    "Measure again"
+                )
+            matrix[size - 1, start] = distance
+    return matrix
+
+
+def plot_distances(scores: Scores, plan: Plan) -> bytes:
+    """Draw the distance between input and output of every run of layers, with the removed one marked.
+
+    Args:
+        scores: distances of all (start, size) pairs.
+        plan: what was cut; its removed layers are marked where they are one run.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        ConfigError: scores and plan speak of models with different numbers of layers.
+        MeasureError: a distance is not finite.
+    """
+    layers = scores.model.num_layers
+    if plan.model.num_layers != layers:
+        raise ConfigError(
+            f"the scores are of a model with {layers} layers, the plan of one with {plan.model.num_layers}; "
+            "expected records of one model"
+        )
+    matrix = windows_matrix(scores)
+    figure = Figure(figsize=(7.0, 5.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(matrix, origin="lower", cmap="viridis", extent=(-0.5, layers - 0.5, 0.5, layers + 0.5))
+    # A name from a record is plain text, never a formula.
+    figure.colorbar(image, ax=axes).set_label(f"{scores.measure} distance", parse_math=False)
+    axes.set_xlabel("first layer of the run")
+    axes.set_ylabel("layers in the run")
+    removed = plan.dropped
+    axes.set_title(f"Removed: layers {ranges(removed)} of {layers}")
+    if removed and removed == tuple(range(removed[0], removed[-1] + 1)):
+        corner = (removed[0] - 0.5, len(removed) - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
