@@ -146,6 +146,43 @@ def push_folder(
     )
 
 
+def check_push(
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    token: Token = None,
+) -> str:
+    """Find out before hours of work whether a push will be let in, as far as the Hub tells.
+
+    Args:
+        repo_id: as in `push_folder`, like everything else.
+        private: as in `push_folder`.
+        revision: as in `push_folder`.
+        create_pr: as in `push_folder`.
+        overwrite: as in `push_folder`.
+        token: as in `push_folder`.
+
+    Returns:
+        The repo's id with its namespace.
+
+    Raises:
+        ConfigError: `create_pr` together with another branch than `main`.
+        HubError: nobody is logged in, or the repo holds what would not be replaced.
+    """
+    if create_pr and revision not in (None, "main"):
+        raise ConfigError(f"create_pr=True with revision={revision!r}: a pull request is opened on main; drop one")
+    api = client(token)
+    with hub_errors(f"push to '{repo_id}'", repo_id, token=token, revision=revision):
+        user = retrying(lambda: api.whoami())["name"]
+        repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        remote = _look(api, repo_id, revision)
+        _require_welcome(repo_id, remote, private=private, create_pr=create_pr, overwrite=overwrite)
+    return repo_id
+
+
 def push_file(
     content: bytes,
     path: str,

@@ -22,6 +22,10 @@ ADAPTER = "adapter"
 """Sub-folder of a shipped adapter: beside the weights it would make transformers look for another base."""
 
 
+OUTPUT_FILE = "output.json"
+_FACTS = ("base_card", "base_files", "reload_level", "inputs")
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """All records of a run.
@@ -35,6 +39,7 @@ class Finished:
         base_card: the base's README.md.
         base_files: licence files that were carried over.
         reload_level: how the folder was checked.
+        inputs: digest of everything that the folder was made from, where one call made it from end to end.
     """
 
     config: PrunerConfig
@@ -45,6 +50,7 @@ class Finished:
     base_card: str | None
     base_files: tuple[str, ...]
     reload_level: str
+    inputs: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write recipe and records."""
@@ -53,8 +59,8 @@ class Finished:
         for record in records:
             if record is not None:
                 record.save(folder / RECORDS)
-        facts = {"base_card": self.base_card, "base_files": self.base_files, "reload_level": self.reload_level}
-        serial.write_text(folder / RECORDS / "output.json", serial.dumps(facts))
+        facts = {name: getattr(self, name) for name in _FACTS}
+        serial.write_text(folder / RECORDS / OUTPUT_FILE, serial.dumps(facts))
 
     @classmethod
     def load(cls, folder: Path) -> "Finished":
@@ -64,16 +70,14 @@ class Finished:
             ConfigError: no recipe or no plan there, or files that cannot be read.
         """
         records = folder / RECORDS
-        facts = serial.read_json(records / "output.json")
+        facts = serial.read_json(records / OUTPUT_FILE)
         return cls(
             config=PrunerConfig.from_pretrained(folder),
             plan=Plan.load(records),
             scores=Scores.load(records) if (records / Scores.FILE).is_file() else None,
             healing=Healing.load(records) if (records / Healing.FILE).is_file() else None,
             evaluation=Evaluation.load(records) if (records / Evaluation.FILE).is_file() else None,
-            base_card=facts["base_card"],
-            base_files=tuple(facts["base_files"]),
-            reload_level=facts["reload_level"],
+            **{name: facts[name] for name in _FACTS},
         )
 
 
@@ -155,6 +159,25 @@ def write_output(
             shutil.copyfile(path, stage / RECORDS / path.name)
         write_card(stage, finished, repo_id)
     return level
+
+
+def update_evaluation(folder: Path, finished: Finished, evaluation: Evaluation) -> Evaluation:
+    """Put a new evaluation in a finished folder and write its card anew.
+
+    The pruned model's figures, which cannot be measured again once healing has been merged, are kept where they were
+    measured on the same text.
+    """
+    models = list(evaluation.models)
+    text = models[0].perplexity[0].data.sha256
+    old = finished.evaluation.models if finished.evaluation is not None else ()
+    for model in old:
+        same_text = model.label == "pruned" and model.perplexity[0].data.sha256 == text
+        if same_text and [m.label for m in models] == ["original", "healed"]:
+            models.insert(1, model)
+    evaluation = Evaluation(tuple(models), evaluation.environment)
+    evaluation.save(folder / RECORDS)
+    write_card(folder, dataclasses.replace(finished, evaluation=evaluation))
+    return evaluation
 
 
 def push_output(

@@ -18,7 +18,7 @@ from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.errors import ConfigError, OutputError
 from hf_prune.evaluation import Reference, evaluate, evaluate_original
 from hf_prune.hub import PushResult
-from hf_prune.loading import Source
+from hf_prune.loading import Source, bare_name
 from hf_prune.output import Finished, push_output, write_output
 from hf_prune.plan import Sizes, check_amount, make_plan
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Scores, TextUse
@@ -71,8 +71,9 @@ class Pruner:
         progress: bool = True,
     ) -> None:
         decoder = decoder_of(model)
-        name = loading.bare_name(decoder.name)
+        name = bare_name(decoder.name)
         ref = ModelRef(name, None, decoder.config.model_type, decoder.num_layers)
+        self._load_kwargs = _load_kwargs(model.dtype, None, False)
         self._setup(config or PrunerConfig(), tokenizer, Source(ref, None, False), model.config, run_folder, progress)
         self._model: PreTrainedModel | None = model
 
@@ -119,13 +120,71 @@ class Pruner:
         )
         self = cls.__new__(cls)
         self._model = None
-        self._load_kwargs = {
-            "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
-            "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
-            "trust_remote_code": trust_remote_code,
-        }
+        self._load_kwargs = _load_kwargs(dtype, device_map, trust_remote_code)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)
         self._setup(config, tokenizer, source, model_config, run_folder, progress, token)
+        return self
+
+    @classmethod
+    def from_pruned(
+        cls,
+        folder: str | Path,
+        config: PrunerConfig | None = None,
+        *,
+        original: str | Path | None = None,
+        token: str | bool | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        run_folder: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Take up a folder that this package wrote, to heal, evaluate or push it.
+
+        Args:
+            folder: what `save_pretrained` wrote.
+            config: the recipe to go on with; the folder's own when None.
+            original: folder or Hub id of the base model; its Hub commit from the records when None. Needed only for
+                what compares with it or samples text from it.
+            token: of the Hub.
+            dtype: as in `from_pretrained`.
+            device_map: as in `from_pretrained`.
+            trust_remote_code: as in `from_pretrained`.
+            run_folder: where finished stages are kept.
+            progress: whether to show bars.
+
+        Raises:
+            ConfigError: the folder holds no records, or `original` is another model than the one that was pruned.
+        """
+        folder = Path(folder)
+        finished = Finished.load(folder)
+        ref = finished.plan.model
+        base: Path | None = None
+        if original is not None or ref.revision is not None:
+            revision = ref.revision if original is None else None
+            found, _ = loading.locate(
+                original or ref.id, revision=revision, token=token, base_model=ref.id if "/" in ref.id else None
+            )
+            if (found.ref.model_type, found.ref.num_layers) != (ref.model_type, ref.num_layers):
+                raise ConfigError(
+                    f"'{original}' is {found.ref.model_type} with {found.ref.num_layers} blocks; '{folder}' was made "
+                    f"from '{ref.id}', {ref.model_type} with {ref.num_layers}. Name the model that was pruned"
+                )
+            base = found.folder
+        name = bare_name(str(folder.resolve()))
+        model_config = loading.read_config(folder, name, trust_remote_code=trust_remote_code)
+        pruned = Source(dataclasses.replace(ref, num_layers=len(finished.plan.kept)), folder, False)
+        self = cls.__new__(cls)
+        self._model = None
+        self._load_kwargs = _load_kwargs(dtype, device_map, trust_remote_code)
+        tokenizer = loading.load_tokenizer(pruned, trust_remote_code=trust_remote_code)
+        # The recipe's amount speaks of the original's depth; it was carried out already.
+        source = Source(ref, base, "/" in ref.id)
+        self._setup(
+            config or finished.config, tokenizer, source, model_config, run_folder, progress, token, check=False
+        )
+        self._pruned, self._plan, self._scores = pruned, finished.plan, finished.scores
+        self._stage, self._healing = ("healed" if finished.healing else "pruned"), finished.healing
         return self
 
     def _setup(
@@ -137,10 +196,14 @@ class Pruner:
         run_folder: str | Path | None,
         progress: bool,
         token: str | bool | None = None,
+        *,
+        check: bool = True,
     ) -> None:
         check_prunable(model_config, source.ref.id)
         text_config = model_config.get_text_config(decoder=True)
-        if config.drop_layers is not None or config.layers is not None or config.sparsity is not None:
+        if not check:
+            pass
+        elif config.drop_layers is not None or config.layers is not None or config.sparsity is not None:
             check_amount(config, layer_count(text_config), source.ref.id)
         self.config = dataclasses.replace(
             config,
@@ -151,13 +214,12 @@ class Pruner:
         self.tokenizer, self.source, self.run = tokenizer, source, RunFolder(run_folder and Path(run_folder))
         self._limit = calibration.model_limit(text_config)
         self._progress, self._token = progress, token
-        if source.folder is None:
-            self._load_kwargs = {"trust_remote_code": False}
         self._stage: Label = "original"
         self._scores: Scores | None = None
         self._plan: Plan | None = None
         self._healing: Healing | None = None
         self._adapter: Path | None = None
+        self._pruned: Source | None = None
         self.saved: Path | None = None
         self._evaluated: dict[Label, ModelEvaluation] = {}
         self.texts = Texts(
@@ -170,10 +232,8 @@ class Pruner:
         if self._model is None:
             if self._stage == "original":
                 self._model = loading.load_model(self.source, **self._load_kwargs)
-            elif self._stage == "pruned":
-                self._model = loading.load_model(self._pruned_source(), **self._load_kwargs)
             else:
-                raise AssertionError("a healed model is always in memory")
+                self._model = loading.load_model(self._pruned_source(), **self._load_kwargs)
         return self._model
 
     def _original(self) -> PreTrainedModel:
@@ -297,8 +357,7 @@ class Pruner:
         plan = self.plan()
         if self.source.folder is None:
             self.evaluate_as("original")
-            if self.texts.samples_itself("healing"):
-                self.texts.healing(self._resolve_healing())
+            self.prepare_healing()
         if self._model is None and self.run.has("pruned", self._pruned_inputs()):
             self._stage = "pruned"
             return self.model
@@ -306,11 +365,20 @@ class Pruner:
         self._stage = "pruned"
         return self.model
 
+    def prepare_healing(self) -> None:
+        """Sample the healing text now, while the original is in memory, where that is where it comes from."""
+        if self.texts.samples_itself("healing"):
+            settings = self._resolve_healing()
+            self.texts.held_out(settings)
+            self.texts.healing(settings)
+
     def _pruned_inputs(self) -> dict[str, Any]:
         return {"plan": self.plan(), "dtype": str(self._load_kwargs.get("dtype"))}
 
     def _pruned_source(self) -> Source:
-        """The pruned model as a checkpoint in the run folder, written when it is first needed."""
+        """The pruned model as a checkpoint: the folder taken up, or one in the run folder, written when needed."""
+        if self._pruned is not None:
+            return self._pruned
         folder, inputs = self.run.path / "pruned", self._pruned_inputs()
         if not self.run.has("pruned", inputs):
             if folder.exists():
@@ -337,23 +405,25 @@ class Pruner:
         """
         if self._stage == "healed":
             raise ConfigError("the model is healed already; make a new Pruner to heal it again")
-        healing.require()
+        healing.require_packages()
         if self._stage == "original":
             self.prune()
         settings = self._resolve_healing()
         held_out, samples = self.texts.held_out(settings), self.texts.healing(settings)
         folder = self._pruned_source().folder
         assert folder is not None
+        device = self.model.device
         self._release()  # the trainer loads its own copy, quantized where asked
         result = healing.heal(
             folder,
-            self.tokenizer,
             samples,
             held_out,
             settings,
-            run_folder=self.run.path / "healing",
-            base_model=self.source.ref.id,
+            run_folder=self.run.path,
+            base_name=self.source.ref.id,
+            device=device,
             progress=self._progress,
+            trust_remote_code=self._load_kwargs["trust_remote_code"],
         )
         self._model, self._adapter, self._healing = result.model, result.adapter, result.record
         self._stage = "healed"
@@ -378,9 +448,15 @@ class Pruner:
         )
 
     def evaluate(self) -> Evaluation:
-        """Measure original, pruned and (where healed) healed model, as far as that was not done yet."""
+        """Measure original, pruned and (where healed) healed model, as far as that was not done yet.
+
+        Of a healed folder that was taken up, the pruned weights are gone: original and healed are measured.
+        """
         labels: list[Label] = ["original", "pruned", "healed"]
-        models = [self.evaluate_as(label) for label in labels[: labels.index(self._stage) + 1]]
+        labels = labels[: labels.index(self._stage) + 1]
+        if self._stage == "healed" and self._pruned is not None and self._adapter is None:
+            labels.remove("pruned")
+        models = [self.evaluate_as(label) for label in labels]
         record = Evaluation(models=tuple(models), environment=environment.describe(self.model))
         record.save(self.run.path)
         return record
@@ -428,7 +504,7 @@ class Pruner:
             self._evaluated[label] for label in ("original", "pruned", "healed") if label in self._evaluated
         )
         return Finished(
-            config=self.config,
+            config=without_paths(self.config),
             plan=self.plan(),
             scores=self._scores,
             healing=self._healing,
@@ -445,6 +521,7 @@ class Pruner:
         push_to_hub: bool = False,
         repo_id: str | None = None,
         max_shard_size: str = "5GB",
+        inputs: str | None = None,
         **push_kwargs: Any,
     ) -> Path:
         """Write the model with tokenizer, recipe, records and card; the folder appears whole or not at all.
@@ -454,6 +531,7 @@ class Pruner:
             push_to_hub: whether to push it as well.
             repo_id: repo to push to; the folder's name when None.
             max_shard_size: as in transformers.
+            inputs: digest of everything that the folder is made from, so that a repeated call can tell.
             push_kwargs: see `push_to_hub`.
 
         Returns:
@@ -475,7 +553,7 @@ class Pruner:
             model,
             self.tokenizer,
             self.source,
-            self.finished(),
+            dataclasses.replace(self.finished(), inputs=inputs),
             repo_id=repo_id,
             adapter=adapter,
             tokens=tuple(self.texts.sampled_files()),
@@ -528,6 +606,26 @@ class Pruner:
             overwrite=overwrite,
             dry_run=dry_run,
         )
+
+
+def _load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
+    return {
+        "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
+        "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+def without_paths(config: PrunerConfig) -> PrunerConfig:
+    """The recipe as it may travel: a dataset given as a path shrinks to its last part."""
+
+    def shrunk(dataset: str | None) -> str | None:
+        return Path(dataset).name if dataset is not None and Path(dataset).exists() else dataset
+
+    parts = {name: getattr(config, name) for name in ("calibration", "healing", "evaluation")}
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(part, dataset=shrunk(part.dataset)) for name, part in parts.items()}
+    )
 
 
 def text_name(use: TextUse) -> str:

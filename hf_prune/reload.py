@@ -32,7 +32,7 @@ _LENGTH, _NEW = 16, 8
 
 
 def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a model answers to fixed ids: `ids` (2, 16), `logits` of them, and `greedy` (2, 24) from cached decoding."""
+    """What a model answers to fixed ids: `ids` (2, 16), their `logits`, and `greedy` (2, 24) from cached decoding."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
     ids = ids.to(first_device(model))
@@ -109,14 +109,14 @@ def check_reload(
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["no message"]
         raise ReloadError(
-            f"'{folder}' does not load back with stock transformers: {lines[-1][:500]}. The output was not kept; please "
-            "report this with the model's config.json"
+            f"'{folder}' does not load back with stock transformers: {lines[-1][:500]}. The output was not kept; "
+            "please report this with the model's config.json"
         )
     answer = json.loads(child.stdout.strip().splitlines()[-1])
     if answer["problems"]:
         raise ReloadError(
-            f"'{folder}' loads back as another model: {'; '.join(answer['problems'])}. The output was not kept; please "
-            "report this with the model's config.json"
+            f"'{folder}' loads back as another model: {'; '.join(answer['problems'])}. The output was not kept; "
+            "please report this with the model's config.json"
         )
     return level
 

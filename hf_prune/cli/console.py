@@ -1,0 +1,75 @@
+"""How commands talk: results to standard output, everything else to standard error."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from hf_prune import serial
+
+
+class Console:
+    """Output in the manner of `hf`: a check mark and indented `key: value` lines, or JSON.
+
+    Args:
+        quiet: only warnings and errors go to standard error.
+        as_json: the result is printed as JSON.
+    """
+
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self.progress = not quiet and sys.stderr.isatty() if not os.environ.get("HF_PRUNE_PROGRESS") else True
+        _set_up_logging(logging.WARNING if quiet else logging.INFO)
+
+    def say(self, text: str = "") -> None:
+        """A message for people, on standard error."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        """A table or other text result, on standard output; left out in JSON mode."""
+        if not self.as_json:
+            print(text, flush=True)
+
+    def done(self, message: str, facts: dict[str, Any]) -> None:
+        """The result of a command."""
+        if self.as_json:
+            print(json.dumps(serial.to_dict(facts), indent=2, ensure_ascii=False), flush=True)
+            return
+        print(f"✓ {message}")
+        for key, value in facts.items():
+            if value is not None:
+                print(f"  {key}: {_plain(value)}")
+        sys.stdout.flush()
+
+
+def rows(lines: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """A plain text table with aligned columns."""
+    table = [header, *lines]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _set_up_logging(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.levelno < logging.WARNING or _prefix(record))
+    logger = logging.getLogger("hf_prune")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+def _prefix(record: logging.LogRecord) -> bool:
+    record.msg = f"Warning: {record.msg}"
+    return True

@@ -1,0 +1,136 @@
+"""`run` and `demo`: the whole job."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_prune.cli.console import Console, rows
+from hf_prune.cli.options import (
+    ConsoleOptions,
+    DataOptions,
+    HealOptions,
+    ModelOptions,
+    PushOptions,
+    RecipeOptions,
+    default_output,
+    grouped,
+    make_config,
+)
+from hf_prune.config import PrunerConfig
+from hf_prune.records import Plan
+
+Model = Annotated[str, typer.Argument(help="Hub id or folder.", metavar="MODEL")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder. Default: NAME-pruned.")]
+
+
+@grouped
+def run_command(
+    model: Model,
+    *,
+    output: Output = None,
+    heal: Annotated[bool, typer.Option("--heal", help="Heal by LoRA / QLoRA after pruning.")] = False,
+    push: Annotated[str | None, typer.Option(help="Repo to push the result to.", metavar="REPO")] = None,
+    evaluate: Annotated[bool, typer.Option(help="Measure original, pruned and healed model.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    recipe: RecipeOptions,
+    data: DataOptions,
+    healing: HealOptions,
+    loading: ModelOptions,
+    pushing: PushOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Prune a model from end to end: measure, plan, prune, heal, evaluate, card, push.
+
+    A killed run goes on where it was when the same command is given again.
+    """
+    console = Console(talk.quiet, talk.json)
+    config = make_config(recipe, data, healing, loading.base_model, loading.token)
+    folder = output or default_output(model)
+    if dry_run:
+        _dry_run(console, model, config, folder, heal, push, loading)
+        return
+    _run(console, model, config, folder, heal, evaluate, push, pushing.push_kwargs(), loading.load_kwargs())
+
+
+@grouped
+def demo_command(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New or empty folder.")] = Path("demo-output"),
+    push: Annotated[str | None, typer.Option(help="Repo to push the result to.", metavar="REPO")] = None,
+    talk: ConsoleOptions,
+) -> None:
+    """Prune and heal the small real model that comes with this package: 4 of its 12 layers go. Needs no network."""
+    from hf_prune import demo
+
+    console = Console(talk.quiet, talk.json)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    kwargs: dict[str, Any] = {"device_map": None}
+    _run(console, str(demo.model_folder()), demo.config(), output, True, True, push, {}, kwargs)
+
+
+def _run(
+    console: Console,
+    model: str,
+    config: PrunerConfig,
+    folder: Path,
+    heal: bool,
+    evaluate: bool,
+    push: str | None,
+    push_kwargs: dict[str, Any],
+    load_kwargs: dict[str, Any],
+) -> None:
+    from hf_prune.evaluation import table
+    from hf_prune.run import run
+
+    def tell(plan: Plan) -> None:
+        console.say(f"Plan: {plan.describe()}")
+        console.say(f"  {plan.reason}")
+
+    result = run(
+        model,
+        config,
+        folder,
+        heal=heal,
+        evaluate=evaluate,
+        push=push,
+        push_kwargs=push_kwargs,
+        on_plan=tell,
+        progress=console.progress,
+        **load_kwargs,
+    )
+    if result.evaluation is not None:
+        console.show(table(result.evaluation))
+    plan, healing = result.finished.plan, result.finished.healing
+    recovered = result.evaluation.recovered if result.evaluation is not None else None
+    console.done(
+        f"Pruned {plan.model.id}: {plan.describe()}",
+        {
+            "folder": str(result.folder),
+            "card": str(result.folder / "README.md"),
+            "records": str(result.folder / "pruning"),
+            "dropped": list(plan.dropped),
+            "healing tokens": healing.tokens if healing is not None else None,
+            "recovered": f"{recovered:.1%} of the lost nats per token" if recovered is not None else None,
+            "reload check": result.finished.reload_level,
+            "pushed": result.push.url if result.push is not None else None,
+            "commit": result.push.commit if result.push is not None else None,
+        },
+    )
+
+
+def _dry_run(
+    console: Console,
+    model: str,
+    config: PrunerConfig,
+    folder: Path,
+    heal: bool,
+    push: str | None,
+    loading: ModelOptions,
+) -> None:
+    from hf_prune.dry_run import preview
+
+    facts, steps = preview(model, config, folder, heal=heal, push=push, **loading.load_kwargs())
+    console.show(rows(steps, ("stage", "what would be done")))
+    console.done("Nothing was done", facts)

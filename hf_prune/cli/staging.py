@@ -1,0 +1,239 @@
+"""`measure`, `plan`, `prune`, `heal`, `evaluate`: each stage alone."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_prune.cli.console import Console, rows
+from hf_prune.cli.options import (
+    ConsoleOptions,
+    DataOptions,
+    HealOptions,
+    ModelOptions,
+    RecipeOptions,
+    default_output,
+    grouped,
+    make_config,
+)
+from hf_prune.records import Plan, Scores
+
+Model = Annotated[str, typer.Argument(help="Hub id or folder.", metavar="MODEL")]
+Folder = Annotated[Path, typer.Argument(help="Folder that hf-prune wrote.", metavar="DIR")]
+
+
+@grouped
+def measure_command(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for scores.json. Default: NAME-scores.")
+    ] = None,
+    recipe: RecipeOptions,
+    data: DataOptions,
+    loading: ModelOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Measure a model: the distance across every run of layers, from one pass over the text."""
+    from hf_prune.pruner import Pruner
+
+    console = Console(talk.quiet, talk.json)
+    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+    folder = output or Path(f"{Path(model).name}-scores")
+    pruner = Pruner.from_pretrained(
+        model, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
+    )
+    scores = pruner.measure()
+    console.show(_best_windows(scores))
+    console.done(
+        f"Measured {scores.model.id}",
+        {
+            "scores": str(folder / Scores.FILE),
+            "samples": scores.data.samples,
+            "tokens": scores.data.tokens,
+            "seconds": round(scores.seconds, 2),
+        },
+    )
+
+
+def _best_windows(scores: Scores) -> str:
+    """The best window of each size, and the runner-up."""
+    lines = []
+    for size in range(1, scores.model.num_layers):
+        first, *others = sorted(scores.windows(size), key=lambda w: (w[1], w[0]))
+        second = f"{others[0][0]}–{others[0][0] + size - 1}  {others[0][1]:.4f}" if others else ""
+        lines.append((str(size), f"{first[0]}–{first[0] + size - 1}", f"{first[1]:.4f}", f"{first[2]:.4f}", second))
+    return rows(lines, ("layers", "best window", "distance", "± se", "runner-up"))
+
+
+@grouped
+def plan_command(
+    source: Annotated[str, typer.Argument(help="Folder with scores.json, or a model.", metavar="SCORES|MODEL")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for plan.json. Default: the scores' own.")
+    ] = None,
+    recipe: RecipeOptions,
+    data: DataOptions,
+    loading: ModelOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Choose the layers that go: at once where the scores are there, else after measuring the model."""
+    console = Console(talk.quiet, talk.json)
+    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+    scores = Path(source) / Scores.FILE
+    if scores.is_file():
+        plan, folder = _plan_from_scores(config, Scores.load(scores)), output or Path(source)
+        plan.save(folder)
+    else:
+        from hf_prune.pruner import Pruner
+
+        folder = output or Path(f"{Path(source).name}-scores")
+        plan = Pruner.from_pretrained(
+            source, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
+        ).plan()
+    console.done(plan.describe(), _plan_facts(plan, folder))
+
+
+def _plan_from_scores(config: Any, scores: Scores) -> Plan:
+    from hf_prune.errors import ConfigError
+    from hf_prune.plan import Sizes, make_plan
+
+    if config.sparsity is not None and config.sparsity_of != "layers":
+        raise ConfigError(
+            f"sparsity_of='{config.sparsity_of}' needs the sizes of the blocks, which scores do not hold; plan from "
+            f"the model instead: hf-prune plan {scores.model.id} ..."
+        )
+    return make_plan(config, scores.model, Sizes((), (), 0, 0), scores)
+
+
+def _plan_facts(plan: Plan, folder: Path) -> dict[str, Any]:
+    return {
+        "plan": str(folder / Plan.FILE),
+        "model": plan.model.id,
+        "method": plan.method,
+        "dropped": list(plan.dropped),
+        "reason": plan.reason,
+        "runner-up": list(plan.runner_up) if plan.runner_up else None,
+        "gap to it": f"{plan.gap:.4f} ± {plan.gap_standard_error:.4f}" if plan.gap is not None else None,
+    }
+
+
+@grouped
+def prune_command(
+    model: Model,
+    *,
+    plan: Annotated[Path | None, typer.Option("--plan", help="A plan made before.", metavar="FILE")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder.")] = None,
+    recipe: RecipeOptions,
+    data: DataOptions,
+    loading: ModelOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Cut a model by a plan, or by a recipe and an amount, and save it; nothing is healed or evaluated."""
+    from hf_prune.pruner import Pruner
+    from hf_prune.saving import check_output
+
+    console = Console(talk.quiet, talk.json)
+    folder = output or default_output(model)
+    check_output(folder)
+    made = None if plan is None else Plan.load(plan)
+    if made is not None:
+        recipe = _recipe_of(made, recipe)
+    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+    pruner = Pruner.from_pretrained(model, config, progress=console.progress, **loading.load_kwargs())
+    if made is not None:
+        pruner.use_plan(made)
+    pruner.save_pretrained(folder)
+    console.done(pruner.plan().describe(), {"folder": str(folder), "card": str(folder / "README.md")})
+
+
+def _recipe_of(plan: Plan, given: RecipeOptions) -> RecipeOptions:
+    from dataclasses import replace
+
+    from hf_prune.errors import ConfigError
+
+    amounts = ("drop_layers", "layers", "sparsity", "method")
+    named = [f"--{name.replace('_', '-')}" for name in amounts if getattr(given, name) is not None]
+    if named:
+        raise ConfigError(f"--plan says already what goes; leave out {', '.join(named)}, or plan again")
+    return replace(given, method=plan.method, layers=",".join(map(str, plan.dropped)))
+
+
+@grouped
+def heal_command(
+    folder: Folder,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New or empty folder. Default: DIR-healed.")
+    ] = None,
+    original: Annotated[str | None, typer.Option(help="The model that was pruned; needed to sample text.")] = None,
+    data: DataOptions,
+    healing: HealOptions,
+    loading: ModelOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Heal a pruned folder by LoRA or QLoRA. Interrupted, it goes on when the same command is given again."""
+    import shutil
+
+    from hf_prune.pruner import Pruner
+    from hf_prune.saving import check_output
+
+    console = Console(talk.quiet, talk.json)
+    target = output or Path(f"{folder}-healed")
+    check_output(target)
+    run_folder = target.absolute().parent / f"{target.name}.run"
+    pruner = Pruner.from_pruned(
+        folder,
+        make_config(RecipeOptions(config=str(folder)), data, healing),
+        original=original,
+        run_folder=run_folder,
+        progress=console.progress,
+        **_without_revision(loading),
+    )
+    record = pruner.heal()
+    pruner.save_pretrained(target)
+    shutil.rmtree(run_folder)
+    losses = record.held_out
+    after = losses.merged if record.output == "merged" else losses.adapter
+    console.done(
+        f"Healed {folder}",
+        {
+            "folder": str(target),
+            "tokens": record.tokens,
+            "seconds": round(record.seconds),
+            "held-out loss before": f"{losses.pruned:.4f} nats per token",
+            "held-out loss after": f"{after:.4f} nats per token",
+            "warnings": list(record.warnings) or None,
+        },
+    )
+
+
+@grouped
+def evaluate_command(
+    folder: Folder,
+    *,
+    original: Annotated[str | None, typer.Option(help="The model that was pruned; default: from the records.")] = None,
+    data: DataOptions,
+    loading: ModelOptions,
+    talk: ConsoleOptions,
+) -> None:
+    """Measure a finished folder against its original, and write record and card anew."""
+    from hf_prune.evaluation import table
+    from hf_prune.output import Finished, update_evaluation
+    from hf_prune.pruner import Pruner
+
+    console = Console(talk.quiet, talk.json)
+    config = make_config(RecipeOptions(config=str(folder)), data)
+    pruner = Pruner.from_pruned(
+        folder, config, original=original, progress=console.progress, **_without_revision(loading)
+    )
+    evaluation = update_evaluation(folder, Finished.load(folder), pruner.evaluate())
+    console.show(table(evaluation))
+    console.done(f"Evaluated {folder}", {"record": str(folder / "pruning" / "evaluation.json")})
+
+
+def _without_revision(loading: ModelOptions) -> dict[str, Any]:
+    kwargs = loading.load_kwargs()
+    del kwargs["revision"]  # the records name the commit
+    return kwargs

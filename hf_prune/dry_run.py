@@ -1,0 +1,88 @@
+"""What a run would do, told without a forward pass."""
+
+from pathlib import Path
+from typing import Any
+
+from hf_prune import calibration, loading
+from hf_prune.config import PAPER, SAME, PrunerConfig
+from hf_prune.hub import check_push
+from hf_prune.loading import locate
+from hf_prune.plan import Sizes, check_amount, make_plan
+from hf_prune.records import Scores
+from hf_prune.saving import check_output
+
+
+def preview(
+    model_id: str,
+    config: PrunerConfig,
+    output: Path,
+    *,
+    heal: bool,
+    push: str | None,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: str = "auto",
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Check everything that can be checked, and say what each stage would do.
+
+    The layers are named where no forward pass is needed for that: where they were given, where the method measures
+    nothing, or where an interrupted run has left its scores.
+
+    Returns:
+        Facts of the model, and (stage, what would be done) rows.
+
+    Raises:
+        PruneError: whatever a real run would refuse before work.
+    """
+    loading.dtype_of(dtype)
+    base = config.base_model if Path(model_id).is_dir() else None
+    source, model_config = locate(
+        model_id, revision=revision, token=token, trust_remote_code=trust_remote_code, base_model=base, weights=False
+    )
+    ref, recipe = source.ref, config.recipe()
+    check_amount(config, ref.num_layers, ref.id)
+    check_output(output)
+    if push is not None:
+        push = check_push(push, token=token)
+    limit = calibration.model_limit(model_config.get_text_config(decoder=True))
+    measured = recipe.measure is not None and config.layers is None
+    steps: list[tuple[str, str]] = []
+    if measured:
+        most = config.calibration.samples * min(config.calibration.max_length, limit)
+        amount = f"{config.calibration.samples} samples, at most {most:,} tokens"
+        steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}"))
+    scores = output.absolute().parent / f"{output.name}.run" / Scores.FILE
+    if not measured or scores.is_file():
+        plan = make_plan(config, ref, Sizes((), (), 0, 0), Scores.load(scores) if measured else None)
+        steps.append(("plan", plan.describe()))
+    else:
+        steps.append(
+            ("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once they are measured")
+        )
+    steps.append(("prune", f"{recipe.surgery}; the result is loaded again and compared"))
+    if heal:
+        asked = config.healing.tokens
+        steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
+    steps.append(
+        ("evaluate", f"original, pruned{' and healed' if heal else ''} on {config.evaluation.samples} documents")
+    )
+    steps.append(("write", str(output)))
+    if push is not None:
+        steps.append(("push", push))
+    facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
+    return facts, steps
+
+
+def _text(config: PrunerConfig) -> str:
+    dataset = config.calibration.dataset
+    if dataset is None:
+        return "sampled from the model itself"
+    return "the paper's dataset" if dataset == PAPER else f"from {dataset}" if dataset != SAME else "the calibration's"
+
+
+def _amount(config: PrunerConfig) -> str:
+    if config.drop_layers is not None:
+        return str(config.drop_layers)
+    return f"{config.sparsity} of the {config.sparsity_of}"
