@@ -28,9 +28,11 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            names = sorted({str(v) for v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from error
+        if not names:
+            raise CheckpointError(f"{index} is not an index of shards (it names none); download it again")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{index.name} names {len(names)} shards; missing in {folder}: {', '.join(missing)}")
@@ -38,8 +40,8 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded; expected "
-            f"{SINGLE}. Convert them once with transformers: "
+            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded; "
+            f"expected {SINGLE}. Convert them once with transformers: "
             "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
         )
     raise CheckpointError(f"{folder} holds no weights; expected {SINGLE} or {INDEX}")
@@ -59,10 +61,10 @@ def read_header(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is {size} bytes long and promises a header of {length}; download it again")
         try:
             header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} has no safetensors header ({error}); download it again") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+            header.pop("__metadata__", None)
+            end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has no safetensors header ({error!r}); download it again") from error
     if end != size:
         state = "truncated" if size < end else "too long"
         raise CheckpointError(f"{path} is {state}: {size} bytes, its header promises {end}; download it again")
@@ -91,6 +93,12 @@ def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
         raise CheckpointError(
             f"the weights of '{name}' hold {max(numbers) + 1} layers, its config says num_hidden_layers={depth}; "
             "correct the one that is wrong (transformers would fill missing layers with random weights)"
+        )
+    missing = sorted(set(range(depth)) - numbers)
+    if missing:
+        raise CheckpointError(
+            f"the weights of '{name}' lack the layers {', '.join(map(str, missing))} of {depth} (transformers would fill "
+            "them with random weights); download them again"
         )
 
 

@@ -27,12 +27,19 @@ def _positive(owner: object, *names: str) -> None:
             raise ConfigError(f"{type(owner).__name__}.{name}={value!r}; expected a whole number of at least 1")
 
 
+def _from_zero(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0):
+            raise ConfigError(f"{type(owner).__name__}.{name}={value!r}; expected a whole number from 0")
+
+
 def _fraction(owner: object, name: str, *, zero: bool = False) -> None:
     value = getattr(owner, name)
     if value is None:
         return
-    low_ok = value >= 0 if zero else value > 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (low_ok and value < 1):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not ((value >= 0 if zero else value > 0) and value < 1):
         raise ConfigError(
             f"{type(owner).__name__}.{name}={value!r}; expected a number {'from 0' if zero else 'above 0'} and below 1"
         )
@@ -86,6 +93,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         _positive(self, "samples", "max_length", "batch_size")
+        serial.settle(self)
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,7 @@ class HealingConfig:
         _positive(self, "held_out_samples", "save_steps")
         _fraction(self, "dropout", zero=True)
         _fraction(self, "learning_rate")
-        if self.warmup_steps is not None and (isinstance(self.warmup_steps, bool) or self.warmup_steps < 0):
-            raise ConfigError(f"HealingConfig.warmup_steps={self.warmup_steps!r}; expected a whole number from 0")
+        _from_zero(self, "warmup_steps")
         for name, allowed in (
             ("target", ("mlp", "all")),
             ("quantize", ("auto", "nf4", "none")),
@@ -151,6 +158,7 @@ class HealingConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"HealingConfig.{name}={getattr(self, name)!r}; expected one of: {allowed}")
+        serial.settle(self)
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         _positive(self, "samples", "max_length", "stride", "batch_size", "new_tokens")
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        serial.settle(self)
         if self.stride is not None and self.stride > self.max_length:
             raise ConfigError(
                 f"EvaluationConfig.stride={self.stride} is above max_length={self.max_length}; tokens would be skipped"
@@ -262,10 +270,8 @@ class PrunerConfig:
         if self.layers is not None:
             object.__setattr__(self, "layers", check_indices(self.layers))
         self._check_amount()
-        for name in ("protect_first", "protect_last"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ConfigError(f"{name}={value!r}; expected a whole number from 0")
+        _from_zero(self, "protect_first", "protect_last")
+        serial.settle(self)
         recipe = self.recipe()
         if recipe.measure is not None:
             measure.get(recipe.measure).check_options(self.measure_kwargs, "measure")
@@ -297,6 +303,20 @@ class PrunerConfig:
             if getattr(self, name) is not None
         }
         return dataclasses.replace(base, **overrides)
+
+    def without_paths(self) -> Self:
+        """The recipe as it may travel: a dataset given as a path shrinks to its last part."""
+
+        def shrunk(part: Any) -> Any:
+            path = None if part.dataset is None else Path(part.dataset)
+            return part if path is None or not path.exists() else dataclasses.replace(part, dataset=path.name)
+
+        return dataclasses.replace(
+            self,
+            calibration=shrunk(self.calibration),
+            healing=shrunk(self.healing),
+            evaluation=shrunk(self.evaluation),
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

@@ -116,8 +116,8 @@ def read_config(folder: Path, name: str, *, trust_remote_code: bool = False) -> 
         )
     if "auto_map" not in raw and not _known(raw["model_type"]):
         raise ArchitectureError(
-            f"'{name}' has model_type '{raw['model_type']}', which this version of transformers doesn't know; expected "
-            "a causal language model"
+            f"'{name}' has model_type '{raw['model_type']}', which this version of transformers doesn't know; "
+            "expected a causal language model"
         )
     return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
@@ -169,9 +169,36 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"'{source.ref.id}' has no tokenizer that transformers can load ({str(error).splitlines()[0][:120]}); add its "
-            "tokenizer files to the model folder"
+            f"'{source.ref.id}' has no tokenizer that transformers can load ({str(error).splitlines()[0][:120]}); add "
+            "its tokenizer files to the model folder"
         ) from error
+
+
+def find_original(original: str | Path | None, ref: ModelRef, token: str | bool | None) -> Path | None:
+    """The files of the model that a folder was pruned from, where they can be found.
+
+    Args:
+        original: folder or Hub id; the recorded Hub commit when None.
+        ref: the record of that model.
+        token: of the Hub.
+
+    Returns:
+        Its folder; None where the record names none that can be fetched.
+
+    Raises:
+        ConfigError: `original` is another model.
+    """
+    if original is None and ref.revision is None:
+        return None
+    revision = ref.revision if original is None else None
+    base_model = ref.id if "/" in ref.id and original is not None and Path(original).is_dir() else None
+    found, _ = locate(original or ref.id, revision=revision, token=token, base_model=base_model)
+    if (found.ref.model_type, found.ref.num_layers) != (ref.model_type, ref.num_layers):
+        raise ConfigError(
+            f"'{original}' is {found.ref.model_type} with {found.ref.num_layers} blocks; the folder was made from "
+            f"'{ref.id}', {ref.model_type} with {ref.num_layers}. Name the model that was pruned"
+        )
+    return found.folder
 
 
 def dtype_of(name: str) -> str | torch.dtype:

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_prune import serial
@@ -16,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 GENERATION_WARNING_SHARE = 0.3
 """Share of layers above which we warn: published results collapse around there, generation first."""
+
+# Shares are floats: 0.29 of 100 layers is 28.999999999999996, and means 29.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,14 @@ class Sizes:
     total_bytes: int
 
 
-def check_amount(config: PrunerConfig, depth: int, name: str) -> None:
+def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = True) -> None:
     """Refuse an amount that a model of this depth cannot lose, before any work.
 
     Args:
         config: the recipe with its amount.
         depth: number of blocks.
         name: what the model is called in errors.
+        needed: whether an amount has to be there; measuring alone needs none.
 
     Raises:
         ConfigError: no amount, too large an amount, or layers out of range or protected.
@@ -57,15 +63,22 @@ def check_amount(config: PrunerConfig, depth: int, name: str) -> None:
                 f"'{name}'; {_protection(recipe)}, so at most {min(len(allowed), depth - 1)} can go"
             )
     elif config.sparsity is None:
+        if not needed:
+            return
         raise ConfigError(
             f"how much of '{name}' shall go? Give one of drop_layers (1 to {min(len(allowed), depth - 1)}), layers or "
             "sparsity"
         )
-    elif config.sparsity_of == "layers" and int(config.sparsity * depth) < 1:
-        raise ConfigError(
-            f"sparsity={config.sparsity} of {depth} layers in '{name}' is less than one layer; expected at least "
-            f"{1 / depth:.4f}"
-        )
+    elif config.sparsity_of == "layers":
+        count, most = _whole_layers(config.sparsity, depth), min(len(allowed), depth - 1)
+        asked = f"sparsity={config.sparsity} of {depth} layers in '{name}'"
+        if count < 1:
+            raise ConfigError(f"{asked} is less than one layer; expected at least {_round_up(1 / depth)}")
+        if count > most:
+            raise ConfigError(
+                f"{asked} is {count} layers, more than can go; expected at most {_round_down(most / depth)}, as "
+                f"{_protection(recipe)}"
+            )
 
 
 def allowed_blocks(recipe: Method, depth: int, name: str) -> range:
@@ -94,11 +107,10 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
     """
     check_amount(config, model.num_layers, model.id)
     recipe = config.recipe()
-    if scores is not None and (scores.model.num_layers, scores.model.digest) != (model.num_layers, model.digest):
+    if scores is not None and _identity(scores.model) != _identity(model):
         raise ConfigError(
-            f"the scores were measured on '{scores.model.id}' ({scores.model.num_layers} blocks, digest "
-            f"{scores.model.digest[:12]}); '{model.id}' has {model.num_layers} blocks and digest {model.digest[:12]}. "
-            "Measure again"
+            f"the scores were measured on '{scores.model.id}' ({_in_words(scores.model)}); '{model.id}' is another "
+            f"model ({_in_words(model)}). Measure again"
         )
     if config.layers is not None:
         choice = Choice(config.layers, f"Layers {ranges(config.layers)} were named by the user.")
@@ -124,6 +136,15 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
     return plan
 
 
+def _identity(model: ModelRef) -> tuple[str, int, str]:
+    # Models that were handed over in memory have no digest: their name has to do.
+    return model.model_type, model.num_layers, model.digest or f"in memory: {model.id}"
+
+
+def _in_words(model: ModelRef) -> str:
+    return f"{model.model_type}, {model.num_layers} blocks, digest {model.digest[:12] or 'unknown'}"
+
+
 def scores_digest(scores: Scores) -> str:
     """The sha256 of a scores record."""
     return hashlib.sha256(serial.dumps(scores.to_dict()).encode()).hexdigest()
@@ -139,30 +160,62 @@ def _choose(config: PrunerConfig, recipe: Method, model: ModelRef, sizes: Sizes,
     if config.drop_layers is not None:
         return choose(config.drop_layers)
     assert config.sparsity is not None
-    most = min(len(allowed), model.num_layers - 1)
     if config.sparsity_of == "layers":
-        count = min(int(config.sparsity * model.num_layers), most)
-        choice = choose(count)
-        reached = count / model.num_layers
+        choice = choose(_whole_layers(config.sparsity, model.num_layers))
+        reached = len(choice.layers) / model.num_layers
     else:
         each = sizes.parameters if config.sparsity_of == "parameters" else sizes.bytes
         total = sizes.total_parameters if config.sparsity_of == "parameters" else sizes.total_bytes
-        fitting = (
-            c for c in map(choose, range(most, 0, -1)) if sum(each[i] for i in c.layers) <= config.sparsity * total
-        )
-        found = next(fitting, None)
-        if found is None:
-            raise ConfigError(
-                f"sparsity={config.sparsity} of the {config.sparsity_of} of '{model.id}' is less than any one block; "
-                f"expected at least {min(each[i] for i in allowed) / total:.4f}"
-            )
-        choice = found
+        choice = _choose_by_weight(config, recipe, model, each, total, choose)
         reached = sum(each[i] for i in choice.layers) / total
     logger.info(
         "sparsity %s of %s: %d of %d layers go, which is %.4f",
         config.sparsity, config.sparsity_of, len(choice.layers), model.num_layers, reached,
     )  # fmt: skip
     return choice
+
+
+def _choose_by_weight(
+    config: PrunerConfig,
+    recipe: Method,
+    model: ModelRef,
+    each: Sequence[int],
+    total: int,
+    choose: Callable[[int], Choice],
+) -> Choice:
+    """The most layers whose weight stays within the share asked for."""
+    assert config.sparsity is not None
+    budget = config.sparsity * total * (1 + _ROUNDING)
+    asked = f"sparsity={config.sparsity} of the {config.sparsity_of} of '{model.id}'"
+    most = min(len(allowed_blocks(recipe, model.num_layers, model.id)), model.num_layers - 1)
+    weights: list[int] = []
+    for count in range(most, 0, -1):
+        choice = choose(count)
+        weights.append(sum(each[i] for i in choice.layers))
+        if weights[-1] > budget:
+            continue
+        kept = [size for i, size in enumerate(each) if i not in choice.layers]
+        if count == most and weights[-1] + min(kept) <= budget:
+            raise ConfigError(
+                f"{asked} is more than can go; expected at most {_round_down(weights[-1] / total)}, as "
+                f"{_protection(recipe)} and one block has to stay"
+            )
+        return choice
+    raise ConfigError(
+        f"{asked} is less than the block that would go first; expected at least {_round_up(weights[-1] / total)}"
+    )
+
+
+def _whole_layers(share: float, depth: int) -> int:
+    return math.floor(share * depth + _ROUNDING)
+
+
+def _round_up(share: float) -> float:
+    return math.ceil(share * 1e4 - _ROUNDING) / 1e4
+
+
+def _round_down(share: float) -> float:
+    return math.floor(share * 1e4 + _ROUNDING) / 1e4
 
 
 def _check_layers(layers: tuple[int, ...], depth: int, allowed: range, recipe: Method, name: str) -> None:

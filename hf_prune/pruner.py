@@ -1,39 +1,31 @@
 """`Pruner`: the stages in a row, for one model. Glue only; every stage is also a plain function of its own."""
 
 import dataclasses
-import gc
 import logging
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
-from hf_prune import calibration, environment, healing, loading, serial
-from hf_prune.architecture import check_prunable, decoder_of, layer_count
-from hf_prune.architecture.decoder import block_sizes, parameter_bytes
+from hf_prune import calibration, environment, healing, loading
+from hf_prune.architecture import check_prunable, decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
-from hf_prune.errors import ConfigError, OutputError
-from hf_prune.evaluation import Reference, evaluate, evaluate_original
+from hf_prune.errors import ConfigError
+from hf_prune.evaluation.stage import Judge
 from hf_prune.hub import PushResult
 from hf_prune.loading import Source, bare_name
+from hf_prune.measure import measure_model
+from hf_prune.models import LABELS, Label, Models, load_kwargs
 from hf_prune.output import Finished, push_output, write_output
 from hf_prune.plan import Sizes, check_amount, make_plan
-from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Scores, TextUse
-from hf_prune.registry import measure
-from hf_prune.reload import check_reload
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Scores
 from hf_prune.run_folder import RunFolder
-from hf_prune.runner import Walker
-from hf_prune.samples import Samples, batches
-from hf_prune.saving import save_model, staged
-from hf_prune.surgery import apply_plan
 from hf_prune.texts import Texts
 
 logger = logging.getLogger(__name__)
-
-Label = Literal["original", "pruned", "healed"]
 
 
 class Pruner:
@@ -71,11 +63,11 @@ class Pruner:
         progress: bool = True,
     ) -> None:
         decoder = decoder_of(model)
-        name = bare_name(decoder.name)
-        ref = ModelRef(name, None, decoder.config.model_type, decoder.num_layers)
-        self._load_kwargs = _load_kwargs(model.dtype, None, False)
-        self._setup(config or PrunerConfig(), tokenizer, Source(ref, None, False), model.config, run_folder, progress)
-        self._model: PreTrainedModel | None = model
+        ref = ModelRef(bare_name(decoder.name), None, decoder.config.model_type, decoder.num_layers)
+        config, run = config or PrunerConfig(), RunFolder(run_folder and Path(run_folder))
+        check_amount(config, ref.num_layers, ref.id, needed=False)
+        models = Models(Source(ref, None, False), tokenizer, run, load_kwargs(model.dtype, None, False), model)
+        self._set_up(config, tokenizer, models, run, model.config, None, progress)
 
     @classmethod
     def from_pretrained(
@@ -118,11 +110,12 @@ class Pruner:
             trust_remote_code=trust_remote_code,
             base_model=config.base_model if Path(model_id).is_dir() else None,
         )
-        self = cls.__new__(cls)
-        self._model = None
-        self._load_kwargs = _load_kwargs(dtype, device_map, trust_remote_code)
+        check_amount(config, source.ref.num_layers, source.ref.id, needed=False)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)
-        self._setup(config, tokenizer, source, model_config, run_folder, progress, token)
+        run = RunFolder(run_folder and Path(run_folder))
+        models = Models(source, tokenizer, run, load_kwargs(dtype, device_map, trust_remote_code))
+        self = cls.__new__(cls)
+        self._set_up(config, tokenizer, models, run, model_config, token, progress)
         return self
 
     @classmethod
@@ -158,104 +151,54 @@ class Pruner:
         """
         folder = Path(folder)
         finished = Finished.load(folder)
-        ref = finished.plan.model
-        base: Path | None = None
-        if original is not None or ref.revision is not None:
-            revision = ref.revision if original is None else None
-            found, _ = loading.locate(
-                original or ref.id, revision=revision, token=token, base_model=ref.id if "/" in ref.id else None
-            )
-            if (found.ref.model_type, found.ref.num_layers) != (ref.model_type, ref.num_layers):
-                raise ConfigError(
-                    f"'{original}' is {found.ref.model_type} with {found.ref.num_layers} blocks; '{folder}' was made "
-                    f"from '{ref.id}', {ref.model_type} with {ref.num_layers}. Name the model that was pruned"
-                )
-            base = found.folder
-        name = bare_name(str(folder.resolve()))
-        model_config = loading.read_config(folder, name, trust_remote_code=trust_remote_code)
-        pruned = Source(dataclasses.replace(ref, num_layers=len(finished.plan.kept)), folder, False)
-        self = cls.__new__(cls)
-        self._model = None
-        self._load_kwargs = _load_kwargs(dtype, device_map, trust_remote_code)
+        plan, ref = finished.plan, finished.plan.model
+        model_config = loading.read_config(folder, bare_name(str(folder)), trust_remote_code=trust_remote_code)
+        pruned = Source(dataclasses.replace(ref, num_layers=len(plan.kept)), folder, False)
         tokenizer = loading.load_tokenizer(pruned, trust_remote_code=trust_remote_code)
-        # The recipe's amount speaks of the original's depth; it was carried out already.
-        source = Source(ref, base, "/" in ref.id)
-        self._setup(
-            config or finished.config, tokenizer, source, model_config, run_folder, progress, token, check=False
-        )
-        self._pruned, self._plan, self._scores = pruned, finished.plan, finished.scores
-        self._stage, self._healing = ("healed" if finished.healing else "pruned"), finished.healing
+        source = Source(ref, loading.find_original(original, ref, token), "/" in ref.id)
+        run = RunFolder(run_folder and Path(run_folder))
+        models = Models(source, tokenizer, run, load_kwargs(dtype, device_map, trust_remote_code))
+        models.take_up(pruned, "pruned" if finished.healing is None else "healed")
+        self = cls.__new__(cls)
+        self._set_up(config or finished.config, tokenizer, models, run, model_config, token, progress)
+        self._plan, self._scores, self._healing = plan, finished.scores, finished.healing
         return self
 
-    def _setup(
+    def _set_up(
         self,
         config: PrunerConfig,
         tokenizer: Tokenizer,
-        source: Source,
+        models: Models,
+        run: RunFolder,
         model_config: Any,
-        run_folder: str | Path | None,
+        token: str | bool | None,
         progress: bool,
-        token: str | bool | None = None,
-        *,
-        check: bool = True,
     ) -> None:
-        check_prunable(model_config, source.ref.id)
-        text_config = model_config.get_text_config(decoder=True)
-        if not check:
-            pass
-        elif config.drop_layers is not None or config.layers is not None or config.sparsity is not None:
-            check_amount(config, layer_count(text_config), source.ref.id)
+        self.source = models.source
+        check_prunable(model_config, self.source.ref.id)
         self.config = dataclasses.replace(
             config,
-            base_model=source.ref.id,
-            base_revision=source.ref.revision,
+            base_model=self.source.ref.id,
+            base_revision=self.source.ref.revision,
             hf_prune_version=hf_prune.__version__,
         )
-        self.tokenizer, self.source, self.run = tokenizer, source, RunFolder(run_folder and Path(run_folder))
-        self._limit = calibration.model_limit(text_config)
+        self.tokenizer, self.models, self.run = tokenizer, models, run
+        self._limit = calibration.model_limit(model_config.get_text_config(decoder=True))
         self._progress, self._token = progress, token
-        self._stage: Label = "original"
         self._scores: Scores | None = None
         self._plan: Plan | None = None
         self._healing: Healing | None = None
         self._adapter: Path | None = None
-        self._pruned: Source | None = None
-        self.saved: Path | None = None
-        self._evaluated: dict[Label, ModelEvaluation] = {}
+        self._saved: Path | None = None
         self.texts = Texts(
-            self.config, tokenizer, self._limit, source.ref.digest, self.run, self._original, token, progress
+            self.config, tokenizer, self._limit, self.source.ref.digest, run, models.original, token, progress
         )
+        self.judge = Judge(self.config.evaluation, models, self.texts, tokenizer, run, self._limit)
 
     @property
     def model(self) -> PreTrainedModel:
         """The model as it is now: original, pruned or healed; loaded when it is not in memory."""
-        if self._model is None:
-            if self._stage == "original":
-                self._model = loading.load_model(self.source, **self._load_kwargs)
-            else:
-                self._model = loading.load_model(self._pruned_source(), **self._load_kwargs)
-        return self._model
-
-    def _original(self) -> PreTrainedModel:
-        """The uncut model.
-
-        Raises:
-            ConfigError: it was handed over in memory and has been cut since.
-        """
-        if self._stage == "original":
-            return self.model
-        if self.source.folder is None:
-            raise ConfigError(
-                "the original model is needed, but it was given in memory and has been cut in place. Give a folder or "
-                "Hub id to Pruner.from_pretrained, or a dataset to sample no text from the model"
-            )
-        return loading.load_model(self.source, **self._load_kwargs)
-
-    def _release(self) -> None:
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return self.models.current()
 
     def measure(self) -> Scores:
         """Measure the distances that the recipe's planner chooses by, in one pass over the calibration text.
@@ -275,35 +218,23 @@ class Pruner:
                 "measure": recipe.measure,
                 "options": self.config.measure_kwargs,
                 "text": samples.use,
-                "dtype": str(self._load_kwargs.get("dtype")),
+                "dtype": str(self.models.kwargs["dtype"]),
             }
             if self.run.has("measure", inputs):
                 self._scores = Scores.load(self.run.path)
             else:
-                self._scores = self._measure(recipe.measure)
+                self._scores = measure_model(
+                    decoder_of(self.models.original(), self.source.ref.id),
+                    samples,
+                    model=self.source.ref,
+                    name=recipe.measure,
+                    options=self.config.measure_kwargs,
+                    batch_size=self.config.calibration.batch_size,
+                    progress=self._progress,
+                )
                 self._scores.save(self.run.path)
                 self.run.finish("measure", inputs)
         return self._scores
-
-    def _measure(self, name: str) -> Scores:
-        samples = self.texts.calibration()
-        observer = measure.get(name).function(**self.config.measure_kwargs)
-        model = self._original()
-        size = self.config.calibration.batch_size
-        number = -(-len(samples.sequences) // size) if self._progress else None
-        walker = Walker(decoder_of(model, self.source.ref.id))
-        seconds = walker.walk(batches(samples.sequences, size), [observer], number)
-        found = observer.result()
-        return Scores(
-            model=self.source.ref,
-            measure=name,
-            options=dict(self.config.measure_kwargs),
-            distances=found["distances"],
-            standard_errors=found["standard_errors"],
-            data=samples.use,
-            environment=environment.describe(model),
-            seconds=seconds,
-        )
 
     def plan(self) -> Plan:
         """Choose the layers that go; measures first where the recipe needs it.
@@ -315,17 +246,11 @@ class Pruner:
             check_amount(self.config, self.source.ref.num_layers, self.source.ref.id)
             measured = self.config.recipe().measure is not None and self.config.layers is None
             scores = self.measure() if measured else None
-            self._plan = make_plan(self.config, self.source.ref, self._sizes(), scores)
+            by_weight = self.config.sparsity is not None and self.config.sparsity_of != "layers"
+            sizes = self.models.sizes() if by_weight else Sizes((), (), 0, 0)
+            self._plan = make_plan(self.config, self.source.ref, sizes, scores)
             self._plan.save(self.run.path)
         return self._plan
-
-    def _sizes(self) -> Sizes:
-        if self.config.sparsity is None or self.config.sparsity_of == "layers":
-            return Sizes((), (), 0, 0)  # only shares of parameters or bytes need the weights
-        model = self._original()
-        parameters, size = block_sizes(decoder_of(model, self.source.ref.id))
-        total = sum(p.numel() for p in model.parameters())
-        return Sizes(tuple(parameters), tuple(size), total, parameter_bytes(model))
 
     def use_plan(self, plan: Plan) -> None:
         """Carry out a plan that was made before, instead of choosing.
@@ -352,17 +277,13 @@ class Pruner:
         Returns:
             The pruned model.
         """
-        if self._stage != "original":
-            raise ConfigError(f"the model is {self._stage} already; make a new Pruner to prune it further")
+        if self.models.stage != "original":
+            raise ConfigError(f"the model is {self.models.stage} already; make a new Pruner to prune it further")
         plan = self.plan()
-        if self.source.folder is None:
+        if not self.models.reloadable:
             self.evaluate_as("original")
             self.prepare_healing()
-        if self._model is None and self.run.has("pruned", self._pruned_inputs()):
-            self._stage = "pruned"
-            return self.model
-        apply_plan(decoder_of(self.model, self.source.ref.id), plan)
-        self._stage = "pruned"
+        self.models.cut(plan)
         return self.model
 
     def prepare_healing(self) -> None:
@@ -371,28 +292,6 @@ class Pruner:
             settings = self._resolve_healing()
             self.texts.held_out(settings)
             self.texts.healing(settings)
-
-    def _pruned_inputs(self) -> dict[str, Any]:
-        return {"plan": self.plan(), "dtype": str(self._load_kwargs.get("dtype"))}
-
-    def _pruned_source(self) -> Source:
-        """The pruned model as a checkpoint: the folder taken up, or one in the run folder, written when needed."""
-        if self._pruned is not None:
-            return self._pruned
-        folder, inputs = self.run.path / "pruned", self._pruned_inputs()
-        if not self.run.has("pruned", inputs):
-            if folder.exists():
-                raise OutputError(
-                    f"the run folder '{self.run.path}' holds a pruned model of other settings; remove it, or choose "
-                    "another output"
-                )
-            keep = self.plan().kept
-            with staged(folder) as stage:
-                save_model(self.model, self.tokenizer, stage, source=self.source.folder, keep=keep)
-                check_reload(self.model, stage, source=self.source.folder, keep=keep)
-            self.run.finish("pruned", inputs)
-        ref = dataclasses.replace(self.source.ref, num_layers=len(self.plan().kept))
-        return Source(ref, folder, self.source.on_hub)
 
     def heal(self) -> Healing:
         """Heal the pruned model by LoRA or QLoRA, pruning first where that was not done.
@@ -403,47 +302,41 @@ class Pruner:
             MissingExtraError: peft or accelerate is not installed.
             DataError: the healing text cannot be had.
         """
-        if self._stage == "healed":
+        if self.models.stage == "healed":
             raise ConfigError("the model is healed already; make a new Pruner to heal it again")
-        healing.require_packages()
-        if self._stage == "original":
+        healing.require()
+        if self.models.stage == "original":
             self.prune()
         settings = self._resolve_healing()
         held_out, samples = self.texts.held_out(settings), self.texts.healing(settings)
-        folder = self._pruned_source().folder
+        folder, device = self.models.checkpoint(self.plan()).folder, self.model.device
         assert folder is not None
-        device = self.model.device
-        self._release()  # the trainer loads its own copy, quantized where asked
+        self.models.release()  # the trainer loads its own copy, quantized where asked
         result = healing.heal(
             folder,
             samples,
             held_out,
             settings,
-            run_folder=self.run.path,
-            base_name=self.source.ref.id,
+            run_folder=self.run.path / "healing",
+            base_model=self.source.ref.id,
             device=device,
             progress=self._progress,
-            trust_remote_code=self._load_kwargs["trust_remote_code"],
+            trust_remote_code=self.models.kwargs["trust_remote_code"],
         )
-        self._model, self._adapter, self._healing = result.model, result.adapter, result.record
-        self._stage = "healed"
+        self.models.replace(result.model)
+        self._adapter, self._healing = result.adapter, result.record
         self.config = dataclasses.replace(self.config, healing=settings)
         self._healing.save(self.run.path)
         return self._healing
 
     def _resolve_healing(self) -> HealingConfig:
-        model = self.model
-        parameters = sum(p.numel() for p in model.parameters())
-        if self._stage == "original":
-            sizes, _ = block_sizes(decoder_of(model, self.source.ref.id))
-            parameters -= sum(sizes[i] for i in self.plan().dropped)
         return healing.resolve(
             self.config.healing,
             recipe=self.config.recipe().healing,
             base_model=self.source.ref.id,
             limit=self._limit,
-            parameters=parameters,
-            device=model.device,
+            parameters=self.models.pruned_parameters(self.plan()),
+            device=self.model.device,
             run_folder=self.run.path,
         )
 
@@ -452,51 +345,18 @@ class Pruner:
 
         Of a healed folder that was taken up, the pruned weights are gone: original and healed are measured.
         """
-        labels: list[Label] = ["original", "pruned", "healed"]
-        labels = labels[: labels.index(self._stage) + 1]
-        if self._stage == "healed" and self._pruned is not None and self._adapter is None:
+        labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
+        if self.models.stage == "healed" and self._adapter is None:
             labels.remove("pruned")
-        models = [self.evaluate_as(label) for label in labels]
-        record = Evaluation(models=tuple(models), environment=environment.describe(self.model))
+        models = tuple(self.evaluate_as(label) for label in labels)
+        record = Evaluation(models, environment.describe(self.model))
         record.save(self.run.path)
         return record
 
     def evaluate_as(self, label: Label) -> ModelEvaluation:
         """Measure one of the three models; the original is best measured before surgery, while it is in memory."""
-        if label in self._evaluated:
-            return self._evaluated[label]
-        texts = self.texts.evaluation()
-        inputs = {
-            "label": label,
-            "model": self.source.ref,
-            "plan": None if label == "original" else self.plan(),
-            "healing": self._healing if label == "healed" else None,
-            "config": self.config.evaluation,
-            "text": texts.use,
-            "dtype": str(self._load_kwargs.get("dtype")),
-        }
-        stage, reference = f"evaluation-{label}", self.run.path / "reference.safetensors"
-        if self.run.has(stage, inputs):
-            found = serial.from_dict(ModelEvaluation, serial.read_json(self.run.path / f"{stage}.json"))
-        else:
-            found = self._evaluate(label, {text_name(texts.use): texts}, reference)
-            serial.write_text(self.run.path / f"{stage}.json", serial.dumps(found))
-            self.run.finish(stage, inputs)
-        self._evaluated[label] = found
-        return found
-
-    def _evaluate(self, label: Label, texts: dict[str, Samples], reference: Path) -> ModelEvaluation:
-        config = dataclasses.replace(
-            self.config.evaluation, max_length=min(self.config.evaluation.max_length, self._limit)
-        )
-        if label == "original":
-            figures, kept = evaluate_original(self._original(), self.tokenizer, texts, config)
-            kept.save(reference)
-            return figures
-        if "original" not in self._evaluated:
-            self.evaluate_as("original")
-        model = self.model if label == self._stage else loading.load_model(self._pruned_source(), **self._load_kwargs)
-        return evaluate(model, self.tokenizer, texts, config, label=label, reference=Reference.load(reference))
+        plan = None if label == "original" else self.plan()
+        return self.judge.measure(label, plan, self._healing if label == "healed" else None)
 
     def finished(self) -> Finished:
         """All records so far; the reload level and licence files are filled in when the folder is written."""
@@ -504,7 +364,7 @@ class Pruner:
             self._evaluated[label] for label in ("original", "pruned", "healed") if label in self._evaluated
         )
         return Finished(
-            config=without_paths(self.config),
+            config=self.config.without_paths(),
             plan=self.plan(),
             scores=self._scores,
             healing=self._healing,
@@ -542,12 +402,10 @@ class Pruner:
             ReloadError: what was saved does not load back with stock transformers.
         """
         folder = Path(save_directory)
-        if self._stage == "original":
+        if self.models.stage == "original":
             self.prune()
         adapter = self._adapter if self._healing is not None and self._healing.output == "adapter" else None
-        model = self.model
-        if adapter is not None:
-            model = loading.load_model(self._pruned_source(), **self._load_kwargs)
+        model = self.model if adapter is None else self.models.pruned(self.plan())
         write_output(
             folder,
             model,
@@ -558,9 +416,9 @@ class Pruner:
             adapter=adapter,
             tokens=tuple(self.texts.sampled_files()),
             max_shard_size=max_shard_size,
-            trust_remote_code=self._load_kwargs["trust_remote_code"],
+            trust_remote_code=self.models.kwargs["trust_remote_code"],
         )
-        self.saved = folder
+        self._saved = folder
         if push_to_hub:
             self.push_to_hub(repo_id or folder.name, **push_kwargs)
         return folder
@@ -592,11 +450,11 @@ class Pruner:
         Raises:
             HubError: the Hub refused, or holds something else than what was sent.
         """
-        if self.saved is None:
+        if self._saved is None:
             self.save_pretrained(self.run.path / "output", repo_id=repo_id)
-        assert self.saved is not None
+        assert self._saved is not None
         return push_output(
-            self.saved,
+            self._saved,
             repo_id,
             private=private,
             revision=revision,
@@ -606,28 +464,3 @@ class Pruner:
             overwrite=overwrite,
             dry_run=dry_run,
         )
-
-
-def _load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
-    return {
-        "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
-        "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
-        "trust_remote_code": trust_remote_code,
-    }
-
-
-def without_paths(config: PrunerConfig) -> PrunerConfig:
-    """The recipe as it may travel: a dataset given as a path shrinks to its last part."""
-
-    def shrunk(dataset: str | None) -> str | None:
-        return Path(dataset).name if dataset is not None and Path(dataset).exists() else dataset
-
-    parts = {name: getattr(config, name) for name in ("calibration", "healing", "evaluation")}
-    return dataclasses.replace(
-        config, **{name: dataclasses.replace(part, dataset=shrunk(part.dataset)) for name, part in parts.items()}
-    )
-
-
-def text_name(use: TextUse) -> str:
-    """What tables call a text."""
-    return use.dataset or "sampled from the original"

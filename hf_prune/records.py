@@ -291,7 +291,8 @@ class Perplexity:
         perplexity: exp(nll).
         bits_per_byte: total nll / ln 2 / UTF-8 bytes of the predicted text.
         tokens: predicted tokens.
-        bytes: UTF-8 bytes of the predicted text.
+        bytes: UTF-8 bytes of the predicted text; special tokens have none, and the first token of a sequence is not
+            predicted.
         window: tokens a window sees.
         stride: tokens the window moves by.
         data: which text.
@@ -317,7 +318,7 @@ class Fidelity:
         kl: mean KL(original || model) per token, nats, full vocabulary.
         kl_standard_error: over windows.
         top1_agreement: share of tokens where both rank the same token first.
-        tokens: compared positions.
+        tokens: compared positions of the first text, spread evenly over it where not all fit the budget.
     """
 
     kl: float
@@ -373,7 +374,9 @@ class ModelEvaluation:
         layers: decoder blocks.
         parameters: counted once where tied.
         bytes: of all weights in the dtype measured, tied ones once.
-        peak_memory: bytes above the resident weights while evaluating (GPU) or resident set peak (CPU).
+        peak_memory: bytes of the weights plus the most in use beside them during one prefill and decode of the
+            lengths of `speed` (batch 1): on GPUs by torch's allocator, elsewhere the growth of the process's resident
+            set, sampled every millisecond.
         dtype: of the weights.
         perplexity: one entry a text.
         fidelity: against the original; None for the original itself.

@@ -1,0 +1,116 @@
+"""All figures of one model, in one call a model: the original before surgery, then what became of it."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_prune.architecture import layer_count
+from hf_prune.config import EvaluationConfig
+from hf_prune.errors import DataError
+from hf_prune.evaluation.fidelity import BUDGET_BYTES, Reference
+from hf_prune.evaluation.generation import completions
+from hf_prune.evaluation.perplexity import TextMeasures, measure_text
+from hf_prune.evaluation.speed import peak_memory, speed
+from hf_prune.evaluation.weights import count_weights
+from hf_prune.records import ModelEvaluation
+from hf_prune.samples import Samples
+
+
+def evaluate_original(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Samples],
+    config: EvaluationConfig,
+    *,
+    budget_bytes: int = BUDGET_BYTES,
+) -> tuple[ModelEvaluation, Reference]:
+    """Measure the original, before surgery changes it, and keep what later models are compared with.
+
+    Args:
+        model: the uncut causal LM.
+        tokenizer: its tokenizer.
+        texts: name to text; the first is the one that models are compared on.
+        config: what to measure.
+        budget_bytes: most bytes of logits to keep.
+
+    Returns:
+        Its figures, and its logits on the first text. Save both to go on after an interruption.
+
+    Raises:
+        DataError: no text, too little of it, or prompts that don't fit.
+        MeasureError: NaN or infinity in the logits, or weights that can't be counted.
+    """
+    figures, first = _evaluate(model, tokenizer, texts, config, "original", None, budget_bytes)
+    assert first.reference is not None  # it was asked for
+    return figures, first.reference
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Samples],
+    config: EvaluationConfig,
+    *,
+    label: Literal["original", "pruned", "healed"],
+    reference: Reference | None = None,
+) -> ModelEvaluation:
+    """Measure one model.
+
+    Args:
+        model: the causal LM, as it is shipped.
+        tokenizer: its tokenizer.
+        texts: name to text, the same as for the original.
+        config: what to measure, the same as for the original.
+        label: which model this is.
+        reference: the original's logits on the first text; None leaves the fidelity out.
+
+    Raises:
+        DataError: no text, too little of it, or prompts that don't fit.
+        MeasureError: NaN or infinity in the logits, weights that can't be counted, or a reference of another text.
+    """
+    return _evaluate(model, tokenizer, texts, config, label, reference, None)[0]
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Samples],
+    config: EvaluationConfig,
+    label: Literal["original", "pruned", "healed"],
+    reference: Reference | None,
+    capture_bytes: int | None,
+) -> tuple[ModelEvaluation, TextMeasures]:
+    if not texts:
+        raise DataError(f"there is no text to evaluate the {label} model on; give at least one")
+    weights = count_weights(model)
+    written = completions(model, tokenizer, config.prompts, config.new_tokens)
+    measures = [
+        measure_text(
+            model,
+            tokenizer,
+            samples,
+            name=name,
+            window=config.max_length,
+            stride=config.stride,
+            batch_size=config.batch_size,
+            capture_bytes=None if number else capture_bytes,
+            compare=None if number else reference,
+            seed=config.seed,
+        )
+        for number, (name, samples) in enumerate(texts.items())
+    ]
+    lengths = {"prompt_tokens": config.max_length, "new_tokens": config.new_tokens, "seed": config.seed}
+    figures = ModelEvaluation(
+        label=label,
+        layers=layer_count(model.config.get_text_config(decoder=True)),
+        parameters=weights.parameters,
+        bytes=weights.bytes,
+        peak_memory=peak_memory(model, weight_bytes=weights.bytes, **lengths),
+        dtype=weights.dtype,
+        perplexity=tuple(m.perplexity for m in measures),
+        fidelity=measures[0].fidelity,
+        completions=written,
+        speed=speed(model, **lengths) if config.speed else None,
+    )
+    return figures, measures[0]

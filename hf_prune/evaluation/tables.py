@@ -1,0 +1,157 @@
+"""The evaluation as plain text for a terminal: original, pruned and healed side by side."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from hf_prune.records import Evaluation, ModelEvaluation, Perplexity, Rate
+
+_GAP = "   "
+
+
+def table(evaluation: Evaluation, width: int = 110) -> str:
+    """Lay figures and completions out side by side.
+
+    A figure of a pruned or healed model is followed by its relative change from the original's, where the original was
+    measured. What models wrote loses its control characters and line breaks.
+
+    Args:
+        evaluation: at least one model.
+        width: columns that the completions may take; the figures take what they need.
+
+    Returns:
+        Lines, without a newline at the end.
+    """
+    models = evaluation.models
+    return "\n".join([*_align(_figures(models)), "", *_notes(evaluation), "", *_completions(models, width)]).rstrip()
+
+
+def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
+    rows = [
+        ["", *(m.label for m in models)],
+        _row("layers", models, lambda m: m.layers, str),
+        _row("parameters", models, lambda m: m.parameters, _scaled),
+        _row("weights, bytes", models, lambda m: m.bytes, _scaled),
+        _row("peak memory, bytes", models, lambda m: m.peak_memory, _scaled),
+    ]
+    for name in dict.fromkeys(p.name for m in models for p in m.perplexity):
+        for title, value, show in (
+            ("perplexity", lambda p: p.perplexity, lambda p: f"{_short(p.perplexity)} ± {_short(_error(p))}"),
+            ("bits per byte", lambda p: p.bits_per_byte, lambda p: f"{p.bits_per_byte:.4f}"),
+        ):
+            cells = [next((p for p in m.perplexity if p.name == name), None) for m in models]
+            rows.append([f"{title}, {_clean(name)}", *_cells(models, cells, value, show)])
+    if any(m.fidelity for m in models):
+        found = [m.fidelity for m in models]
+        rows.append(
+            ["KL from original, nats", *(f"{f.kl:.4f} ± {f.kl_standard_error:.4f}" if f else "" for f in found)]
+        )
+        rows.append(["same first choice", *(f"{f.top1_agreement:.1%}" if f else "" for f in found)])
+    if any(m.speed for m in models):
+        for title, rates in (
+            ("prefill, tokens/s", [m.speed.prefill if m.speed else None for m in models]),
+            ("decode, tokens/s", [m.speed.decode if m.speed else None for m in models]),
+        ):
+            rows.append([title, *_cells(models, rates, lambda r: r.median, _rate)])
+    return rows
+
+
+def _row(
+    title: str,
+    models: Sequence[ModelEvaluation],
+    value: Callable[[ModelEvaluation], int],
+    show: Callable[[int], str],
+) -> list[str]:
+    return [title, *_cells(models, models, value, lambda m: show(value(m)))]
+
+
+def _cells(
+    models: Sequence[ModelEvaluation],
+    figures: Sequence,
+    value: Callable[..., float],
+    show: Callable[..., str],
+) -> list[str]:
+    """A cell a model, with its change from the original's; empty where the figure is missing."""
+    base = next((value(f) for m, f in zip(models, figures, strict=True) if m.label == "original" and f), None)
+    return [
+        "" if f is None else show(f) + ("" if m.label == "original" else _change(value(f), base))
+        for m, f in zip(models, figures, strict=True)
+    ]
+
+
+def _change(value: float, base: float | None) -> str:
+    """Relative change: " (+12.3 %)"; a factor once it is tenfold."""
+    if not base:
+        return ""
+    ratio = value / base
+    return f" (×{_short(ratio)})" if ratio >= 10 else f" ({ratio - 1:+.1%})".replace("-", "−").replace("%", " %")
+
+
+def _error(figures: Perplexity) -> float:
+    """Standard error of the perplexity, to first order."""
+    return figures.perplexity * figures.standard_error
+
+
+def _rate(rate: Rate) -> str:
+    return f"{_short(rate.median)} [{_short(rate.minimum)}–{_short(rate.maximum)}]"
+
+
+def _short(number: float) -> str:
+    """Four digits or so, without an exponent up to a million."""
+    if abs(number) >= 1e6:
+        return f"{number:.3g}"
+    return f"{number:,.{0 if abs(number) >= 1000 else 1 if abs(number) >= 100 else 2}f}"
+
+
+def _scaled(number: int) -> str:
+    """A count with a decimal prefix: 5508096 -> "5.51 M"."""
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return str(number)
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], _GAP.join("─" * w for w in widths), *lines[1:]]
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    """What stands behind the figures."""
+    place = evaluation.environment
+    first = evaluation.models[0]
+    notes = [
+        f"{_clean(p.name)}: {p.tokens:,} predicted tokens ({p.bytes:,} bytes), window {p.window}, stride {p.stride}; "
+        "± is one standard error over windows"
+        for p in first.perplexity
+    ]
+    if (compared := next((m.fidelity for m in evaluation.models if m.fidelity), None)) is not None:
+        notes.append(f"KL and first choice: {compared.tokens:,} of those tokens")
+    if (timed := first.speed) is not None:
+        notes.append(
+            f"speed: batch {timed.batch}, {timed.prompt_tokens} tokens read and {timed.new_tokens} written, median of "
+            f"{timed.runs} runs [lowest–highest]"
+        )
+    notes.append(f"{_clean(place.hardware)}, {place.dtype}, torch {place.versions.get('torch', 'unknown')}")
+    if (recovered := evaluation.recovered) is not None:
+        notes.append(f"healing won back {recovered:.1%} of the loss".replace("%", " %"))
+    return notes
+
+
+def _completions(models: Sequence[ModelEvaluation], width: int) -> list[str]:
+    """Every prompt, and below it what each model wrote, in columns."""
+    column = max(16, (width - len(_GAP) * (len(models) - 1)) // len(models))
+    lines: list[str] = []
+    for prompt in dict.fromkeys(c.prompt for m in models for c in m.completions):
+        texts = [next((c.text for c in m.completions if c.prompt == prompt), "") for m in models]
+        wrapped = [[m.label, *textwrap.wrap(_clean(t), column)] for m, t in zip(models, texts, strict=True)]
+        lines += textwrap.wrap(f"» {_clean(prompt)}", width, subsequent_indent="  ")
+        lines += [_GAP.join(c.ljust(column) for c in row).rstrip() for row in zip_longest(*wrapped, fillvalue="")]
+        lines.append("")
+    return lines
+
+
+def _clean(text: str) -> str:
+    """Text on one line, without what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

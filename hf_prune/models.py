@@ -1,0 +1,168 @@
+"""The models of one run: original, pruned, healed. One is in memory; the others are loaded when they are needed."""
+
+import dataclasses
+import gc
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from hf_prune import loading
+from hf_prune.architecture import decoder_of
+from hf_prune.architecture.decoder import block_sizes, parameter_bytes
+from hf_prune.errors import ConfigError, OutputError
+from hf_prune.loading import Source
+from hf_prune.plan import Sizes
+from hf_prune.records import Plan
+from hf_prune.reload import check_reload
+from hf_prune.run_folder import RunFolder
+from hf_prune.saving import save_model, staged
+from hf_prune.surgery import apply_plan
+
+Label = Literal["original", "pruned", "healed"]
+LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
+
+
+def load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
+    """Arguments of `loading.load_model`: the GPU is taken where there is one and nothing else was asked for."""
+    return {
+        "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
+        "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+class Models:
+    """Hands out the models of a run.
+
+    Args:
+        source: the base model; its folder is None where a model was handed over in memory.
+        tokenizer: of all of them.
+        run: where the pruned checkpoint is kept.
+        kwargs: from `load_kwargs`.
+        model: the model in memory, if it is.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        run: RunFolder,
+        kwargs: dict[str, Any],
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        self.source, self.kwargs, self.stage = source, kwargs, "original"
+        self._tokenizer, self._run = tokenizer, run
+        self._current: Any = model
+        self._checkpoint: Source | None = None
+        self.stage: Label
+
+    def take_up(self, checkpoint: Source, stage: Label) -> None:
+        """Go on with a checkpoint that is pruned, or healed, already."""
+        self._checkpoint, self.stage = checkpoint, stage
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether the original can be loaded again once it has been cut."""
+        return self.source.folder is not None
+
+    def current(self) -> PreTrainedModel:
+        """The model as it is now."""
+        if self._current is None:
+            if self.stage != "original" and self._checkpoint is None:
+                raise AssertionError(f"the {self.stage} model is neither in memory nor in a folder")
+            source = self.source if self.stage == "original" else self._checkpoint
+            assert source is not None
+            self._current = loading.load_model(source, **self.kwargs)
+        return self._current
+
+    def original(self) -> PreTrainedModel:
+        """The uncut model.
+
+        Raises:
+            ConfigError: it was handed over in memory and has been cut since, or its folder is not known.
+        """
+        if self.stage == "original":
+            return self.current()
+        if not self.reloadable:
+            raise ConfigError(
+                f"the original of '{self.source.ref.id}' is needed, to compare with it or to sample text "
+                "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and evaluate nothing"
+            )
+        return loading.load_model(self.source, **self.kwargs)
+
+    def pruned(self, plan: Plan) -> PreTrainedModel:
+        """The pruned model, before healing."""
+        if self.stage == "pruned":
+            return self.current()
+        return loading.load_model(self.checkpoint(plan), **self.kwargs)
+
+    def release(self) -> None:
+        """Drop the model in memory."""
+        self._current = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def cut(self, plan: Plan) -> None:
+        """Carry out a plan on the original, or take the pruned checkpoint that a killed run has left."""
+        if self._current is None and self._run.has("pruned", self._inputs(plan)):
+            self.take_up(self._pruned_source(plan), "pruned")
+            return
+        apply_plan(decoder_of(self.current(), self.source.ref.id), plan)
+        self.stage = "pruned"
+
+    def replace(self, healed: Any) -> None:
+        """Take the healed model in place of the pruned one."""
+        self._current, self.stage = healed, "healed"
+
+    def checkpoint(self, plan: Plan) -> Source:
+        """The pruned model as a checkpoint: the folder taken up, or one in the run folder, written when needed.
+
+        Raises:
+            OutputError: the disk is full.
+            ReloadError: the checkpoint does not load back.
+        """
+        if self._checkpoint is not None:
+            return self._checkpoint
+        source = self._pruned_source(plan)
+        assert source.folder is not None
+        if not self._run.has("pruned", self._inputs(plan)):
+            if source.folder.exists():
+                raise OutputError(
+                    f"the run folder '{self._run.path}' holds a pruned model of other settings; remove it, or choose "
+                    "another output"
+                )
+            model = self.current()
+            with staged(source.folder) as stage:
+                save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
+                check_reload(model, stage, source=self.source.folder, keep=plan.kept)
+            self._run.finish("pruned", self._inputs(plan))
+        self._checkpoint = source
+        return source
+
+    def sizes(self) -> Sizes:
+        """What the original's blocks weigh."""
+        model = self.original()
+        parameters, size = block_sizes(decoder_of(model, self.source.ref.id))
+        return Sizes(tuple(parameters), tuple(size), _count(model), parameter_bytes(model))
+
+    def pruned_parameters(self, plan: Plan) -> int:
+        """Parameters of the pruned model, also before it is cut."""
+        if self.stage != "original":
+            return _count(self.current())
+        sizes = self.sizes()
+        return sizes.total_parameters - sum(sizes.parameters[i] for i in plan.dropped)
+
+    def _pruned_source(self, plan: Plan) -> Source:
+        ref = dataclasses.replace(self.source.ref, num_layers=len(plan.kept))
+        return Source(ref, Path(self._run.path) / "pruned", self.source.on_hub)
+
+    def _inputs(self, plan: Plan) -> dict[str, Any]:
+        return {"plan": plan, "dtype": str(self.kwargs["dtype"])}
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,109 @@
+import copy
+import logging
+
+import pytest
+import torch
+import transformers
+from transformers import GenerationConfig
+
+from hf_prune.errors import DataError
+from hf_prune.evaluation.generation import completions
+from hf_prune.records import Completion
+
+from ..tiny import tiny_model
+from .text import VOCAB, byte_tokenizer
+
+PROMPTS = ("The sea is", "in the café")
+
+
+def model_of(kind="llama", limit=64, **overrides):
+    extra = {"n_positions": limit} if kind == "gpt2" else {}
+    ids = {"eos_token_id": None, "pad_token_id": None}
+    return tiny_model(kind, 2, vocab_size=VOCAB, max_position_embeddings=limit, **ids, **extra, **overrides)
+
+
+def by_hand(model, ids, new_tokens):
+    """Greedy without a cache: one whole forward pass a token."""
+    ids = list(ids)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
+def test_greedy_by_hand(kind):
+    model, tokenizer = model_of(kind), byte_tokenizer(eos=False)
+    for completion, prompt in zip(completions(model, tokenizer, PROMPTS, 7), PROMPTS, strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        expected = by_hand(model, ids, 7)[len(ids) :]
+        assert completion == Completion(prompt, tokenizer.decode(expected, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("pad, eos", [(True, True), (False, True), (False, False)])
+def test_sampling_settings_do_not_count_and_stay(pad, eos, caplog):
+    model, tokenizer = model_of(), byte_tokenizer(pad=pad, eos=eos)
+    plain = completions(model, tokenizer, PROMPTS, 6)
+    model.generation_config = own = GenerationConfig(
+        do_sample=True, temperature=1.7, top_k=3, repetition_penalty=5.0, max_length=4, min_length=3
+    )
+    before = copy.deepcopy(own.to_dict())
+    transformers.logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        assert completions(model, tokenizer, PROMPTS, 6) == plain
+    transformers.logging.disable_propagation()
+    assert not caplog.records
+    assert model.generation_config is own
+    assert own.to_dict() == before
+
+
+def test_ends_where_the_model_ends():
+    model, tokenizer = model_of(), byte_tokenizer(eos=False)
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    written = by_hand(model, ids, 6)[len(ids) :]
+    assert written[0] != written[1]
+    model.generation_config.eos_token_id = [written[1], 5]
+    assert completions(model, tokenizer, PROMPTS[:1], 6)[0].text == tokenizer.decode(written[:2])
+
+
+def test_special_tokens_are_left_out():
+    model, tokenizer = model_of(), byte_tokenizer()
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    model.lm_head.register_forward_hook(
+        lambda _, __, out: torch.zeros_like(out).index_fill(-1, torch.tensor([1]), 1.0)
+    )
+    assert completions(model, tokenizer, PROMPTS[:1], 4)[0].text == ""  # "<s>" four times
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_stops_at_the_limit_of_the_model(kind):
+    model, tokenizer = model_of(kind, limit=12), byte_tokenizer(eos=False)
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    expected = by_hand(model, ids, 12 - len(ids))[len(ids) :]
+    assert completions(model, tokenizer, PROMPTS[:1], 40)[0].text == tokenizer.decode(expected)
+
+
+def test_prompts_that_do_not_fit_are_refused_before_any_work():
+    model = model_of(limit=12)
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(DataError, match=r"'The sea is calm to-night.* the model sees 12"):
+        completions(model, byte_tokenizer(), ("in", "The sea is calm to-night"), 4)
+    with pytest.raises(DataError, match="the prompt '' has no tokens"):
+        completions(model, byte_tokenizer(), ("in", ""), 4)
+    assert not calls
+
+
+def test_modes_are_restored_when_generation_fails():
+    model = model_of().train()
+    own = model.generation_config
+
+    def stop(*_):
+        raise RuntimeError("out of memory")
+
+    handle = model.register_forward_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        completions(model, byte_tokenizer(), PROMPTS, 4)
+    handle.remove()
+    assert model.training and model.generation_config is own
