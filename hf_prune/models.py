@@ -89,7 +89,8 @@ class Models:
         if not self.reloadable:
             raise ConfigError(
                 f"the original of '{self.source.ref.id}' is needed, to compare with it or to sample text "
-                "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and evaluate nothing"
+                "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and "
+                "evaluate nothing"
             )
         return loading.load_model(self.source, **self.kwargs)
 

@@ -360,9 +360,7 @@ class Pruner:
 
     def finished(self) -> Finished:
         """All records so far; the reload level and licence files are filled in when the folder is written."""
-        models = tuple(
-            self._evaluated[label] for label in ("original", "pruned", "healed") if label in self._evaluated
-        )
+        models = self.judge.figures
         return Finished(
             config=self.config.without_paths(),
             plan=self.plan(),
