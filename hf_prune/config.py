@@ -70,10 +70,10 @@ class CalibrationConfig:
     """The text that the model is measured on.
 
     Attributes:
-        dataset: Hub dataset id, local file or folder (.txt, .jsonl, .json, .parquet, also .gz); "paper" for the
+        dataset: Hub dataset id, local file or folder (.txt, .jsonl, .json, also gzipped, .parquet); "paper" for the
             dataset of the method's paper; None samples text from the original model itself.
         dataset_config: the dataset's config name.
-        split: the dataset's split.
+        split: the dataset's split; of a folder, what its file names begin with.
         text_column: column that holds the text.
         samples: sequences.
         max_length: longest sequence in tokens; clipped to the model's limit.

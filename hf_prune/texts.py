@@ -86,14 +86,35 @@ class Texts:
         """Whether the text of a stage is sampled from the original model."""
         return self._samples_itself(getattr(self._config, stage).dataset)
 
+    def files(self) -> dict[str, list[tuple[str, int, int]]]:
+        """Of each stage that reads local text: names, sizes and times of the files, to tell when they have changed."""
+        return {stage: self._files(stage) for stage in ("calibration", "evaluation", "healing")}
+
     def sampled_files(self) -> list[Path]:
         """Token files of the texts that were sampled from the model: nobody can look those up elsewhere."""
         return [self._run.tokens(name) for name, made in self._made.items() if made.use.dataset is None]
+
+    def _files(self, stage: Stage) -> list[tuple[str, int, int]]:
+        source = calibration.resolve(getattr(self._config, stage), stage, self._method, self._config.calibration)
+        path = None if source is None else source.path
+        if path is None:
+            return []
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     def _samples_itself(self, dataset: str | None) -> bool:
         if dataset == calibration.SAME:
             dataset = self._config.calibration.dataset
         return dataset is None
+
+    def _stamp(self, dataset: str | None) -> list[tuple[str, int, int]]:
+        """Name, size and time of the files of a local dataset: a changed one is read anew."""
+        name = self._config.calibration.dataset if dataset == calibration.SAME else dataset
+        if name is None:
+            return []
+        path = Path(name)
+        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     def _get(
         self,
@@ -104,16 +125,19 @@ class Texts:
     ) -> Samples:
         if name in self._made:
             return self._made[name]
-        others = self._others(name)
+        others = self._others(name, stage)
         inputs = {
             "model": self._digest,
             "stage": name,
             "config": config,
             "calibration": self._config.calibration,
             "dataset": self._method.dataset,
+            "file": self._stamp(config.dataset),
+            "shared": shared,
             "limit": self._limit,
             "samples": samples,
             "others": {key: value.use.sha256 for key, value in others.items()},
+            "files": self._files(stage),
         }
         found = self._run.load_samples(name, inputs)
         if found is None:
@@ -129,6 +153,7 @@ class Texts:
                 exclude=exclude,
                 token=self._token,
                 calibration=self._config.calibration,
+                shared=shared,
                 progress=self._progress,
             )
             shared = found.hashes() & exclude
@@ -141,12 +166,17 @@ class Texts:
         self._made[name] = found
         return found
 
-    def _others(self, name: str) -> dict[str, Samples]:
-        """The texts that come before this one, in the order in which texts are made."""
+    def _others(self, name: str, stage: Stage) -> dict[str, Samples]:
+        """The texts that this one must not repeat: those that come before it, in the order in which texts are made.
+
+        Text of a dataset and text that the model writes are never the same.
+        """
+        itself = self.samples_itself(stage)
         earlier: dict[str, Samples] = {}
-        if name != "calibration" and self._method.measure is not None and self._config.layers is None:
+        measured = self._method.measure is not None and self._config.layers is None
+        if name != "calibration" and measured and self.samples_itself("calibration") == itself:
             earlier["calibration"] = self.calibration()
-        if name in ("held-out", "healing"):
+        if name in ("held-out", "healing") and self.samples_itself("evaluation") == itself:
             earlier["evaluation"] = self.evaluation()
         if name == "healing":
             earlier["held-out"] = self._made["held-out"]
