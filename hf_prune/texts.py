@@ -125,7 +125,7 @@ class Texts:
     ) -> Samples:
         if name in self._made:
             return self._made[name]
-        others = self._others(name, stage)
+        others, shared = self._others(name, stage), calibration.shares(self._config, stage)
         inputs = {
             "model": self._digest,
             "stage": name,

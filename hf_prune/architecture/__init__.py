@@ -2,7 +2,12 @@
 
 from hf_prune.architecture.decoder import Decoder, decoder_of
 from hf_prune.architecture.families import FAMILIES, Family, check_prunable, layer_count
-from hf_prune.architecture.layer_config import rewrite_config, rewrite_quantization, update_live_config
+from hf_prune.architecture.layer_config import (
+    per_layer_settings,
+    rewrite_config,
+    rewrite_quantization,
+    update_live_config,
+)
 
 __all__ = [
     "FAMILIES",
@@ -11,6 +16,7 @@ __all__ = [
     "check_prunable",
     "decoder_of",
     "layer_count",
+    "per_layer_settings",
     "rewrite_config",
     "rewrite_quantization",
     "update_live_config",

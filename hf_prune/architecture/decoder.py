@@ -120,8 +120,22 @@ def block_sizes(decoder: Decoder) -> tuple[list[int], list[int]]:
     return parameters, [parameter_bytes(b) for b in decoder.blocks]
 
 
+def keep_quantized_bits(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for the processor, which rounds their scales for good.
+
+    Some processors multiply repacked weights faster; saved afterwards they would no longer be the weights of the base.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def first_device(model: nn.Module) -> torch.device:
-    """Device of the embeddings, where inputs go."""
+    """Device of the embeddings, where inputs go; for offloaded ones the device that computes them."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     source = embeddings if embeddings is not None else model
-    return next(source.parameters()).device
+    device = next(source.parameters()).device
+    # accelerate's hook: the weights lie elsewhere while they are not used.
+    execution = getattr(getattr(source, "_hf_hook", None), "execution_device", None)
+    return torch.device(execution) if device.type == "meta" and execution is not None else device

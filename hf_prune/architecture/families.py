@@ -153,10 +153,7 @@ def check_prunable(config: PretrainedConfig, name: str) -> None:
             f"'{name}' has moe_layer_interval={config.moe_layer_interval}: the kind of each layer follows from its "
             "index; expected 1"
         )
-    if layer_count(config) < 2:
-        raise ArchitectureError(
-            f"'{name}' has num_hidden_layers={layer_count(config)}; expected at least 2 to drop one"
-        )
+    layer_count(config)
 
 
 def _check_causal(config: PretrainedConfig, name: str) -> None:

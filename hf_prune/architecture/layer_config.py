@@ -30,6 +30,9 @@ _INDEX_LISTS = frozenset(
 # Numbers that count layers from the start: what stays of them is what is counted.
 _COUNTS = frozenset({"first_k_dense_replace", "max_window_layers", "moe_layer_start_index"})
 
+# Other numbers that say which layers are of which kind.
+_STEPS = frozenset({"decoder_sparse_step", "moe_layer_end_index"})
+
 # Extra prediction layers after the last block: no causal LM class loads them, and the checkpoint doesn't hold them.
 _MTP_COUNTS = frozenset({"num_nextn_predict_layers", "num_mtp_layers"})
 
@@ -82,6 +85,20 @@ def _explicit_sparse_layers(current: dict[str, Any], keep: Sequence[int]) -> dic
     }
 
 
+def per_layer_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """All settings that speak of single layers, and the number of layers.
+
+    Two configs with equal ones describe the same row of blocks.
+    """
+    depth = layer_count(config)
+    found: dict[str, Any] = {"num_hidden_layers": depth}
+    for key, value in config.to_dict().items():
+        per_layer = isinstance(value, list | tuple) and (len(value) == depth or key in _INDEX_LISTS)
+        if (per_layer and key not in _NOT_PER_LAYER) or key in _COUNTS or key in _STEPS:
+            found[key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def update_live_config(config: PretrainedConfig, keep: Sequence[int]) -> None:
     """Edit the config of a model in memory, in place: runtime attributes such as the attention kernel stay."""
     for key, value in changed_keys(config, keep).items():
@@ -128,7 +145,7 @@ def config_of(raw: dict[str, Any]) -> PretrainedConfig:
     return CONFIG_MAPPING[raw["model_type"]].from_dict({**fields, "model_type": raw["model_type"]})
 
 
-_BLOCK_NUMBER = re.compile(r"((?:^|[.\[(^])(?:layers|h|blocks)(?:\\?\.))(\d+)(?=\\?\.|$)")
+_BLOCK_NUMBER = re.compile(r"((?:^|[^A-Za-z0-9_])(?:layers|h|blocks)\\?\.)(\d+)(?=\\?\.|[$)]|$)")
 
 
 def rewrite_quantization(settings: dict[str, Any], keep: Sequence[int]) -> dict[str, Any]:
@@ -172,10 +189,28 @@ def compatible(raw: dict[str, Any]) -> dict[str, Any]:
     """
     result = dict(raw)
     rope = raw.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        result.setdefault("rope_theta", rope["rope_theta"])
-        if rope.get("rope_type", "default") != "default":
-            result.setdefault("rope_scaling", {key: item for key, item in rope.items() if key != "rope_theta"})
+    if isinstance(rope, dict) and "rope_theta" not in rope:  # one entry for each kind of layer, as Gemma 3 has them
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            result.setdefault("rope_local_base_freq", local["rope_theta"])
+        rope = rope.get("full_attention")
+    if isinstance(rope, dict):
+        for key, value in _flat_rope(rope, raw["model_type"]).items():
+            result.setdefault(key, value)
     if raw.get("dtype") is not None:
         result.setdefault("torch_dtype", raw["dtype"])
     return result
+
+
+def _flat_rope(rope: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """Rotary settings under the names that transformers 4 had for them."""
+    names: dict[str, tuple[str, ...]] = {
+        "rope_theta": ("rope_theta",),
+        "partial_rotary_factor": ("partial_rotary_factor",),
+    }
+    if model_type == "gpt_neox":
+        names = {"rope_theta": ("rope_theta", "rotary_emb_base"), "partial_rotary_factor": ("rotary_pct",)}
+    flat = {name: rope[key] for key, own in names.items() if key in rope for name in own}
+    if rope.get("rope_type", "default") != "default":
+        flat["rope_scaling"] = {key: item for key, item in rope.items() if key not in names}
+    return flat

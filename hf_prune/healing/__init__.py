@@ -1,1 +1,18 @@
-"""Healing: what to train, against what loss, with whose loop."""
+"""Healing: LoRA or QLoRA on what pruning left, merged into plain weights, with the loss measured at every station."""
+
+from hf_prune.healing.adapter import set_adapter_base
+from hf_prune.healing.lora import HealResult, heal, merge_loss_share, planned_steps, require
+from hf_prune.healing.losses import held_out_loss
+from hf_prune.healing.recipes import RECIPES, resolve
+
+__all__ = [
+    "RECIPES",
+    "HealResult",
+    "heal",
+    "held_out_loss",
+    "merge_loss_share",
+    "planned_steps",
+    "require",
+    "resolve",
+    "set_adapter_base",
+]

@@ -1,0 +1,61 @@
+"""The held-out loss: next-token loss on text that was not trained on."""
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_prune.errors import MeasureError
+from hf_prune.samples import Samples, batches
+
+
+@torch.inference_mode()
+def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *, batch_size: int = 4) -> float:
+    """Mean next-token loss over all predicted tokens, nats per token; pads count nowhere.
+
+    The total negative log-likelihood is summed in float64 from float32 logits and divided by the number of predicted
+    tokens (every token but the first of each sequence). The model is in evaluation mode meanwhile.
+
+    Args:
+        model: causal language model.
+        samples: held-out text.
+        batch_size: sequences at once.
+
+    Raises:
+        MeasureError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    _evaluation_mode(model)
+    total = torch.zeros((), dtype=torch.float64)
+    try:
+        for batch in batches(samples.sequences, batch_size):
+            batch = batch.to(device)
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            for row, ids, mask in zip(logits, batch.input_ids, batch.attention_mask, strict=True):
+                length = int(mask.sum())  # pads are on the right
+                nll = torch.nn.functional.cross_entropy(row[: length - 1].float(), ids[1:length], reduction="none")
+                total += nll.double().sum().cpu()
+    finally:
+        model.train(training)
+    loss = total.item() / predicted_tokens(samples)
+    if not math.isfinite(loss):
+        raise MeasureError(
+            f"the held-out loss is {loss}; expected a finite number. Numbers overflowed in the model: lower "
+            "healing.learning_rate, or check the pruned checkpoint"
+        )
+    return loss
+
+
+def _evaluation_mode(model: torch.nn.Module) -> None:
+    model.eval()
+    # On a CPU, 4-bit layers in evaluation mode change their layout for good: to one that passes no gradients on, and
+    # that not every shape fits. They hold no dropout, so nothing else depends on their mode.
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.training = True
+
+
+def predicted_tokens(samples: Samples) -> int:
+    """Tokens that a causal model predicts: all but the first of each sequence."""
+    return samples.tokens - len(samples.sequences)

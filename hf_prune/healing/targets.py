@@ -1,0 +1,95 @@
+"""Which linear maps carry adapters."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_prune.architecture import Decoder
+from hf_prune.errors import ArchitectureError
+
+# Parts of a block's dotted names. Attention, state space and convolution layers mix tokens; routers choose experts
+# and are left as they are, or healing would move tokens to experts that were trained for others.
+_MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|temporal", re.IGNORECASE)
+_ROUTER = re.compile(r"router|^gate$|^shared_expert_gate$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The linear maps that carry adapters.
+
+    Attributes:
+        names: dotted names within a block, such as "mlp.gate_proj"; the same for all blocks that have them.
+        pattern: regular expression that matches the full names of these modules and of nothing else.
+        transposed: whether they are Conv1D, with weights of shape (inputs, outputs), as in GPT-2.
+        warning: sentence where these are not what was asked for.
+    """
+
+    names: tuple[str, ...]
+    pattern: str
+    transposed: bool
+    warning: str | None = None
+
+
+def find_targets(decoder: Decoder, kind: Literal["mlp", "all"]) -> Targets:
+    """Find the linear maps inside the blocks, by what they are and where they sit.
+
+    "mlp" means every linear map outside of attention (and other token mixers), "all" means those as well; routers
+    never count. Experts that are fused into one tensor are no linear maps and get no adapter; where a model has no
+    other MLP, the adapters go to attention instead, with a warning.
+
+    Raises:
+        ArchitectureError: the blocks hold no linear map that could carry an adapter.
+    """
+    linears = _linears(decoder)
+    mlp = [name for name in linears if not any(_MIXER.search(part) for part in name.split("."))]
+    names = mlp if kind == "mlp" else list(linears)
+    warning = None
+    fused = _fused_experts(decoder)
+    if fused:
+        share = "all of its" if not mlp else "some of its"
+        warning = (
+            f"The experts of '{decoder.name}' are fused tensors ({', '.join(fused)}), which carry no adapters; "
+            f"healing leaves {share} MLP weights as they are"
+        )
+        warning += " and trains attention instead." if not mlp and kind == "mlp" else "."
+    if not names and linears and fused:
+        names = list(linears)
+    if not names:
+        hint = " Try healing.target='all' (--heal-target all)." if linears else ""
+        raise ArchitectureError(
+            f"healing found no linear map for target='{kind}' in the blocks of '{decoder.name}' (model_type "
+            f"'{decoder.config.model_type}'); expected nn.Linear, Conv1D or their quantized forms.{hint}"
+        )
+    kinds = {linears[name] for name in names}
+    if len(kinds) > 1:
+        raise ArchitectureError(
+            f"'{decoder.name}' mixes nn.Linear and Conv1D among {names}; expected one kind for one adapter"
+        )
+    pattern = rf"{re.escape(decoder.blocks_path)}\.\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
+    return Targets(tuple(sorted(names)), pattern, kinds.pop(), warning)
+
+
+def _linears(decoder: Decoder) -> dict[str, bool]:
+    """Dotted names of the linear maps within any block, and whether they are Conv1D."""
+    found: dict[str, bool] = {}
+    for block in decoder.blocks:
+        for name, module in block.named_modules():
+            # Linear4bit and Linear8bitLt of bitsandbytes are subclasses of nn.Linear.
+            is_linear = isinstance(module, nn.Linear | Conv1D)
+            if is_linear and not any(_ROUTER.search(part) for part in name.split(".")):
+                found[name] = isinstance(module, Conv1D)
+    return found
+
+
+def _fused_experts(decoder: Decoder) -> list[str]:
+    """Dotted names of the three-dimensional weights (expert, rows, columns) within any block."""
+    found = {
+        name
+        for block in decoder.blocks
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 3 and "expert" in name.lower()
+    }
+    return sorted(found)

@@ -1,0 +1,10 @@
+"""Healing tests measure no machine: a fixed speed makes them repeatable."""
+
+import pytest
+
+from tests.healing.support import SPEED
+
+
+@pytest.fixture
+def fixed_speed(monkeypatch):
+    monkeypatch.setattr("hf_prune.healing.lora.probe", lambda device, parameters: SPEED)

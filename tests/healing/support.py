@@ -1,0 +1,60 @@
+"""What the healing tests share: tiny pruned checkpoints, text, settings that train in a second."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_prune.config import HealingConfig
+from hf_prune.healing.budget import Throughput
+from hf_prune.records import TextUse
+from hf_prune.samples import Samples, digest
+from tests.tiny import VOCAB, tiny_model
+
+SPEED = Throughput(flops=1e12, dtype="bfloat16")
+
+SETTINGS = HealingConfig(
+    rank=4, alpha=4, learning_rate=0.01, warmup_steps=2, batch_size=4, micro_batch_size=2, steps=12, tokens=10_000,
+    max_length=16, save_steps=2, quantize="none",
+)  # fmt: skip
+
+
+def settings(**changes: Any) -> HealingConfig:
+    return dataclasses.replace(SETTINGS, **changes)
+
+
+def text(count: int, seed: int, length: int = 12) -> Samples:
+    """Sequences that can be learned: each counts upwards from a random start."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randperm(VOCAB - 3, generator=generator)[:count] + 3
+    lengths = torch.randint(length // 2, length + 1, (count,), generator=generator)
+    sequences = tuple(
+        (start - 3 + torch.arange(int(n))) % (VOCAB - 3) + 3 for start, n in zip(starts, lengths, strict=True)
+    )
+    use = TextUse(
+        dataset="counting", config=None, split=None, revision=None, samples=count,
+        tokens=sum(len(s) for s in sequences), max_length=length, seed=seed, sha256=digest(sequences),
+    )  # fmt: skip
+    return Samples(sequences, use)
+
+
+def split_text(train: int = 20, held_out: int = 6) -> tuple[Samples, Samples]:
+    """Disjoint training and held-out text."""
+    whole = text(train + held_out, seed=0)
+    parts = whole.sequences[:train], whole.sequences[train:]
+    first, second = (
+        Samples(
+            part, dataclasses.replace(whole.use, samples=len(part), tokens=sum(map(len, part)), sha256=digest(part))
+        )
+        for part in parts
+    )
+    return first, second
+
+
+def pruned_checkpoint(folder: Path, model_type: str = "llama", depth: int = 2, **overrides: Any) -> Path:
+    """A tiny bfloat16 checkpoint."""
+    model = tiny_model(model_type, depth, **overrides).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,110 @@
+import dataclasses
+
+import pytest
+
+from hf_prune.config import HealingConfig
+from hf_prune.errors import ConfigError
+from hf_prune.healing.budget import Throughput
+from hf_prune.healing.recipes import SETTINGS_FILE, resolve
+
+GPU = {"recipe": "uidl", "limit": 32768, "parameters": 7_000_000_000, "device": "cuda"}
+CPU = {"recipe": "uidl", "limit": 512, "parameters": 4_000_000, "device": "cpu", "base_model": "org/small"}
+SLOW = Throughput(flops=1e10, dtype="float32")
+
+
+def on_gpu(base_model, **changes):
+    # Without a micro batch the GPU's memory would be asked for.
+    return resolve(HealingConfig(micro_batch_size=1, **changes), base_model=base_model, **GPU)
+
+
+@pytest.mark.parametrize(
+    ("base_model", "rank", "learning_rate", "max_length", "tokens"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 2, 3e-4, 2048, 163_840_000),
+        ("meta-llama/Llama-2-13b-hf", 64, 3e-4, 4096, 327_680_000),
+        ("meta-llama/Llama-2-70b-hf", 8, 3e-5, 4096, 327_680_000),
+        ("Qwen/Qwen-7B", 64, 3e-4, 2048, 163_840_000),
+        ("Qwen/Qwen-14B", 64, 3e-4, 4096, 327_680_000),
+        ("mistralai/Mistral-7B-v0.1", 4, 3e-6, 2048, 163_840_000),
+        ("microsoft/phi-2", 64, 2e-4, 2048, 163_840_000),
+        ("somebody/else", 64, 3e-4, 2048, 163_840_000),
+    ],
+)
+def test_the_paper_s_table(base_model, rank, learning_rate, max_length, tokens):
+    for name in (base_model, base_model.upper(), base_model.lower()):
+        config = on_gpu(name)
+        assert (config.rank, config.alpha, config.learning_rate, config.max_length) == (
+            rank, rank, learning_rate, max_length,
+        )  # fmt: skip
+        assert (config.batch_size, config.steps, config.warmup_steps, config.dropout) == (16, 5000, 100, 0.05)
+        assert config.tokens == tokens
+        assert config.target == "mlp"
+
+
+def test_nothing_is_left_open():
+    for config in (on_gpu("a/b"), resolve(HealingConfig(), **CPU, throughput=SLOW)):
+        open_fields = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
+        assert open_fields == {"dataset_config", "split"}
+
+
+def test_what_the_user_set_stays():
+    asked = HealingConfig(rank=3, alpha=7, learning_rate=0.5, warmup_steps=0, batch_size=6, micro_batch_size=3,
+                          steps=11, tokens=4096, max_length=17, save_steps=5)  # fmt: skip
+    assert resolve(asked, base_model="mistralai/Mistral-7B-v0.1", **GPU) == asked
+
+
+def test_alpha_follows_a_rank_of_one_s_own():
+    assert on_gpu("a/b", rank=16).alpha == 16
+
+
+def test_length_is_clipped_to_the_model():
+    assert resolve(HealingConfig(), **CPU, throughput=SLOW).max_length == 512
+    assert resolve(HealingConfig(max_length=1000), **CPU, throughput=SLOW).max_length == 512
+    assert resolve(HealingConfig(max_length=100), **CPU, throughput=SLOW).max_length == 100
+
+
+def test_budget_of_a_cpu_is_a_power_of_two_that_fits_half_an_hour():
+    config = resolve(HealingConfig(), **CPU, throughput=SLOW)
+    rate = SLOW.tokens_per_second(CPU["parameters"])
+    assert config.tokens & (config.tokens - 1) == 0
+    assert config.tokens / rate <= 1800 < 2 * config.tokens / rate
+
+
+def test_budget_is_at_most_the_recipe_s():
+    fast = Throughput(flops=1e18, dtype="bfloat16")
+    assert resolve(HealingConfig(steps=10), **CPU, throughput=fast).tokens == 10 * 16 * 512
+
+
+def test_short_runs_warm_up_for_a_tenth():
+    assert resolve(HealingConfig(tokens=50 * 16 * 512), **CPU).warmup_steps == 5
+    assert resolve(HealingConfig(tokens=5 * 16 * 512), **CPU).warmup_steps == 0
+    assert resolve(HealingConfig(tokens=999 * 16 * 512), **CPU).warmup_steps == 99
+    assert resolve(HealingConfig(tokens=1000 * 16 * 512), **CPU).warmup_steps == 100
+
+
+def test_ten_checkpoints_in_a_run():
+    assert resolve(HealingConfig(tokens=50 * 16 * 512), **CPU).save_steps == 5
+    assert resolve(HealingConfig(tokens=512), **CPU).save_steps == 1
+
+
+def test_micro_batches_fill_the_forward_and_divide_the_batch():
+    assert resolve(HealingConfig(tokens=99999), **CPU).micro_batch_size == 8  # 8 x 512 = 4096
+    assert resolve(HealingConfig(tokens=99999, batch_size=12), **CPU).micro_batch_size == 6
+    assert resolve(HealingConfig(tokens=99999, max_length=64), **CPU).micro_batch_size == 16
+    with pytest.raises(ConfigError, match="micro_batch_size=3 does not divide batch_size=16; expected one of: 1, 2,"):
+        resolve(HealingConfig(tokens=99999, micro_batch_size=3), **CPU)
+
+
+def test_unknown_recipe():
+    with pytest.raises(ConfigError, match="unknown healing recipe 'uidi'.*Did you mean 'uidl'"):
+        resolve(HealingConfig(), **{**CPU, "recipe": "uidi"})
+
+
+def test_a_run_folder_remembers(tmp_path):
+    first = resolve(HealingConfig(), **CPU, run_folder=tmp_path, throughput=SLOW)
+    faster = Throughput(flops=1e12, dtype="float32")
+    assert resolve(HealingConfig(), **CPU, run_folder=tmp_path, throughput=faster) == first
+    other = resolve(HealingConfig(rank=2), **CPU, run_folder=tmp_path, throughput=faster)
+    assert other.rank == 2
+    assert other.tokens > first.tokens  # another question is answered anew
+    assert (tmp_path / SETTINGS_FILE).is_file()
