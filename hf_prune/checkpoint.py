@@ -86,7 +86,8 @@ def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
     numbers = {int(found[1]) for tensor in names if (found := _BLOCK.search(tensor))}
     depth = layer_count(config)
     # Prediction layers behind the last block (multi-token prediction) are stored at index L and up, and never loaded.
-    extra = sum(int(getattr(config, key, 0) or 0) for key in ("num_nextn_predict_layers", "num_mtp_layers"))
+    # Some configs know their number under both names.
+    extra = max(int(getattr(config, key, 0) or 0) for key in ("num_nextn_predict_layers", "num_mtp_layers"))
     if not numbers:
         return
     if max(numbers) + 1 not in range(depth, depth + extra + 1):
@@ -97,8 +98,8 @@ def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
     missing = sorted(set(range(depth)) - numbers)
     if missing:
         raise CheckpointError(
-            f"the weights of '{name}' lack the layers {', '.join(map(str, missing))} of {depth} (transformers would fill "
-            "them with random weights); download them again"
+            f"the weights of '{name}' lack the layers {', '.join(map(str, missing))} of {depth} (transformers "
+            "would fill them with random weights); download them again"
         )
 
 

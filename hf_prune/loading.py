@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_prune import hub_pull
 from hf_prune.architecture import check_prunable, decoder_of, layer_count
+from hf_prune.architecture.decoder import keep_quantized_bits
 from hf_prune.checkpoint import check_checkpoint, folder_digest
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
 from hf_prune.records import ModelRef
@@ -95,7 +97,7 @@ def read_config(folder: Path, name: str, *, trust_remote_code: bool = False) -> 
 
     Raises:
         ArchitectureError: transformers does not know the architecture.
-        CheckpointError: `config.json` is missing or broken.
+        CheckpointError: `config.json` is missing or broken, or holds values that transformers refuses.
     """
     path = folder / "config.json"
     try:
@@ -119,7 +121,13 @@ def read_config(folder: Path, name: str, *, trust_remote_code: bool = False) -> 
             f"'{name}' has model_type '{raw['model_type']}', which this version of transformers doesn't know; "
             "expected a causal language model"
         )
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json of '{name}' holds what transformers refuses: {' '.join(str(error).split())[:300]}; repair "
+            "it, or download it again"
+        ) from error
 
 
 def load_model(
@@ -133,18 +141,20 @@ def load_model(
     """Load the model of a source, in the checkpoint's dtype by default, and insist that every weight was there.
 
     Raises:
-        CheckpointError: weights are missing, unexpected or of another shape.
+        CheckpointError: weights are missing or of another shape.
     """
     assert source.folder is not None
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,
         dtype=dtype,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed, and refused below
         **kwargs,
     )
+    model, info = loaded
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info[kind]}
     if wrong:
         listed = "; ".join(
@@ -155,6 +165,7 @@ def load_model(
             "repair the checkpoint"
         )
     decoder_of(model, source.ref.id)
+    keep_quantized_bits(model)
     return model.eval()
 
 
@@ -213,8 +224,8 @@ def dtype_of(name: str) -> str | torch.dtype:
     return name if name == "auto" else getattr(torch, name)
 
 
-def _known(model_type: str) -> bool:
-    return model_type in CONFIG_MAPPING
+def _known(model_type: Any) -> bool:
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
 def _name_of_folder(folder: Path, base_model: str | None) -> tuple[str, bool]:

@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from hf_prune.architecture.decoder import decoder_of, first_device, parameter_bytes
+from hf_prune.architecture import per_layer_settings
+from hf_prune.architecture.decoder import decoder_of, first_device, keep_quantized_bits, parameter_bytes
 from hf_prune.checkpoint import weight_files
 from hf_prune.errors import ReloadError
 from hf_prune.runner import evaluating
@@ -33,6 +35,7 @@ _LENGTH, _NEW = 16, 8
 
 def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """What a model answers to fixed ids: `ids` (2, 16), their `logits`, and `greedy` (2, 24) from cached decoding."""
+    keep_quantized_bits(model)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
     ids = ids.to(first_device(model))
@@ -43,7 +46,8 @@ def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         with evaluating(model), torch.inference_mode():
             mask = torch.ones_like(ids)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            greedy = model.generate(ids, attention_mask=mask, generation_config=settings)
+            generate: Any = model.generate
+            greedy = generate(ids, attention_mask=mask, generation_config=settings)
     finally:
         model.generation_config = own
     return {"ids": ids.cpu(), "logits": logits.cpu().contiguous(), "greedy": greedy.cpu().contiguous()}
@@ -71,8 +75,9 @@ def check_reload(
     """Hold a saved folder against the model that was saved.
 
     Level "full" loads it with plain `AutoModelForCausalLM` in a child process and compares logits and cached greedy
-    tokens, equal to the bit. Level "streamed" checks names and shapes against the stock class on the meta device, and
-    every tensor byte for byte against the base checkpoint (`source`) where given.
+    tokens, equal to the bit. Level "streamed" checks names and shapes against the stock class on the meta device, the
+    settings of each layer against the model's, and every tensor byte for byte against the base checkpoint (`source`),
+    or against the model where none is given.
 
     Args:
         model: the model in memory, as it was saved.
@@ -90,9 +95,8 @@ def check_reload(
     """
     level = level or reload_level(model)
     if level == "streamed":
-        _check_names(folder, trust_remote_code)
-        if source is not None:
-            _check_bytes(folder, source, decoder_of(model).blocks_path, keep)
+        _check_config(model, _load_meta(folder, trust_remote_code), folder)
+        _check_bytes(model, folder, source, keep)
         return level
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "probe.safetensors"
@@ -124,14 +128,16 @@ def check_reload(
 def _compare(folder: str, wanted_path: str, settings: dict[str, Any]) -> list[str]:
     """In the child: load, run the probe, and list what differs."""
     torch.set_num_threads(settings["threads"])
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed
         use_safetensors=True,
         attn_implementation=settings["attn_implementation"],
         trust_remote_code=settings["trust_remote_code"],
         device_map=settings["device"] if settings["device"] != "cpu" else None,
     )
+    model, info = loaded
     problems = [
         f"{kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -147,28 +153,83 @@ def _compare(folder: str, wanted_path: str, settings: dict[str, Any]) -> list[st
     return problems
 
 
-def _check_names(folder: Path, trust_remote_code: bool) -> None:
-    _, info = AutoModelForCausalLM.from_pretrained(
-        folder, device_map="meta", output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+def _load_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+    """The stock model without its weights, into which all weights of the folder fit."""
+    try:
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ReloadError(
+            f"'{folder}' does not load back with stock transformers: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    loaded, info = answer
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise ReloadError(f"'{folder}': {kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:3]} for its class")
+    return loaded
 
 
-def _check_bytes(folder: Path, source: Path, blocks_path: str, keep: Sequence[int]) -> None:
-    """Every saved tensor equals the base's tensor that it came from, one tensor in memory at a time."""
-    homes = {name: path for path in weight_files(source) for name in _names(path)}
-    leaf = blocks_path.rpartition(".")[2]
+def _check_config(model: PreTrainedModel, loaded: PreTrainedModel, folder: Path) -> None:
+    """What the file says of the layers, and of the dtype, is what the model in memory does."""
+    wanted = {"dtype": str(model.dtype), **per_layer_settings(model.config.get_text_config(decoder=True))}
+    found = {"dtype": str(loaded.dtype), **per_layer_settings(loaded.config.get_text_config(decoder=True))}
+    for key in wanted.keys() | found.keys():
+        if wanted.get(key) != found.get(key):
+            raise ReloadError(
+                f"'{folder}' loads back as another model: config key '{key}' is {found.get(key)}, expected "
+                f"{wanted.get(key)}"
+            )
+
+
+def _check_bytes(model: PreTrainedModel, folder: Path, source: Path | None, keep: Sequence[int]) -> None:
+    """Every saved tensor equals the one that it came from, one tensor in memory at a time."""
+    homes = {} if source is None else {name: path for path in weight_files(source) for name in _names(path)}
+    memory = model.state_dict()
+    leaf = decoder_of(model).blocks_path.rpartition(".")[2]
     for path in weight_files(folder):
         with safe_open(path, "pt") as saved:
             for name in saved.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                original = _original_name(name, leaf, keep)
-                if original not in homes:
-                    raise ReloadError(f"'{folder}': tensor '{name}' has no counterpart '{original}' in '{source}'")
-                with safe_open(homes[original], "pt") as base:
-                    if not torch.equal(saved.get_tensor(name), base.get_tensor(original)):
-                        raise ReloadError(f"'{folder}': tensor '{name}' differs from '{original}' in '{source}'")
+                tensor, live = saved.get_tensor(name), memory.get(name)
+                dtype = live.dtype if live is not None else model.dtype if tensor.is_floating_point() else tensor.dtype
+                if tensor.dtype != dtype:
+                    raise ReloadError(
+                        f"'{folder}': tensor '{name}' is {_plain(tensor.dtype)}, expected {_plain(dtype)}"
+                    )
+                if source is not None:
+                    original = _home(_original_name(name, leaf, keep), homes, model.base_model_prefix)
+                    if original is None:
+                        raise ReloadError(f"'{folder}': tensor '{name}' has no counterpart in '{source}'")
+                    with safe_open(homes[original], "pt") as base:
+                        wanted = base.get_tensor(original).to(dtype)  # cast where loading cast it
+                    origin = f"'{original}' in '{source}'"
+                elif live is not None and not live.is_meta:
+                    wanted, origin = live.cpu(), "the model in memory"
+                else:
+                    continue  # stored under another name or in other pieces than in memory, or offloaded
+                if not _same_bytes(tensor, wanted):
+                    raise ReloadError(f"'{folder}': tensor '{name}' differs from {origin}")
+
+
+def _same_bytes(one: torch.Tensor, two: torch.Tensor) -> bool:
+    if one.shape != two.shape:
+        return False
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, two)))
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _home(name: str, homes: dict[str, Path], prefix: str) -> str | None:
+    """The name that the base gives a tensor: some were saved without the prefix of their base model, or with it."""
+    names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    return next((candidate for candidate in names if candidate in homes), None)
 
 
 def _names(path: Path) -> list[str]:

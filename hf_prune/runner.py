@@ -82,7 +82,7 @@ class Walker:
         with evaluating(self.decoder.model), torch.inference_mode():
             for number, batch in enumerate(tqdm(batches, "measuring", total, unit="batch", disable=total is None)):
                 for layer, inputs, outputs, mask in self.steps(batch):
-                    _check_finite(outputs, mask, layer, number, self.decoder.name)
+                    _check_finite(inputs, outputs, mask, layer, number, self.decoder.name)
                     for observer in observers:
                         observer.see(layer, inputs, outputs, mask)
         return time.perf_counter() - started
@@ -132,11 +132,11 @@ class Walker:
             with evaluating(self.decoder.model), torch.inference_mode():
                 self._forward(batch)
                 handle.remove()
-                self._tuples = isinstance(seen[0], tuple)
-                expected = _first(seen[0])
+                self._tuples = bool(seen) and isinstance(seen[0], tuple)
                 *_, (_, _, walked, _) = self.steps(batch)
         finally:
             handle.remove()
+        expected = _first(seen[0])
         if not torch.equal(torch.nan_to_num(expected), torch.nan_to_num(walked)):
             raise ArchitectureError(
                 f"'{self.decoder.name}' ({type(self.decoder.model).__name__}) changes the hidden states between two "
@@ -147,13 +147,14 @@ class Walker:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode and put back the mode it was in."""
-    training = model.training
+    """Put a model in eval mode and put back the mode that each of its modules was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -181,15 +182,25 @@ def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _check_finite(outputs: torch.Tensor, mask: torch.Tensor, layer: int, batch: int, name: str) -> None:
+def _check_finite(
+    inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor, layer: int, batch: int, name: str
+) -> None:
     # The sum of all entries is finite only if each is: one reduction, no mask of the tensor's size. Half precision
     # would overflow in the sum itself, hence float32; pads may hold anything.
     if torch.isfinite(outputs.sum(dtype=torch.float32)):
         return
-    bad = ~torch.isfinite(outputs).all(-1) & mask.bool()
-    if bad.any():
+    if layer == 0 and (bad := _bad_tokens(inputs, mask)):
+        raise MeasureError(
+            f"the embeddings of '{name}' hold NaN or infinite numbers for {bad} of {int(mask.sum())} tokens in batch "
+            f"{batch}; expected finite numbers. Check the weights of the embedding"
+        )
+    if bad := _bad_tokens(outputs, mask):
         raise MeasureError(
             f"block {layer} of '{name}' gives NaN or infinite hidden states in batch {batch} "
-            f"({int(bad.sum())} of {int(mask.sum())} tokens); expected finite numbers. Try another --dtype (bfloat16 "
+            f"({bad} of {int(mask.sum())} tokens); expected finite numbers. Try another --dtype (bfloat16 "
             "or float32 instead of float16), or check the weights of that block"
         )
+
+
+def _bad_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> int:
+    return int((~torch.isfinite(hidden).all(-1) & mask.to(hidden.device).bool()).sum())

@@ -4,9 +4,10 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,33 @@ _CARRIED = (
 _LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full while writing",
+    errno.EDQUOT: "the disk quota is used up while writing",
+    errno.EFBIG: "a file is too large for the file system, or for this process's limit (ulimit -f), while writing",
+}
+
+
 def check_output(folder: Path) -> None:
     """Refuse an output folder that holds something already, before any work.
 
     Raises:
-        OutputError: it is a file, is not empty, or its parent cannot be written.
+        OutputError: it is a file or a mount point, is not empty, or its parent cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    target = folder.resolve()  # a link stays, and what it points to is made
+    if target.is_dir() and any(target.iterdir()):
         raise OutputError(
             f"the output folder '{folder}' is not empty; expected a new or empty one. Choose another, or remove it"
         )
-    if folder.exists() and not folder.is_dir():
+    if target.exists() and not target.is_dir():
         raise OutputError(f"the output '{folder}' is a file; expected a folder")
-    parent = folder.absolute().parent
+    if target.is_mount():  # the finished folder takes its place in one step, which a mount point does not allow
+        raise OutputError(f"the output folder '{folder}' is a mount point; name a new folder in it")
+    parent = target.parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(f"the output folder '{folder}' cannot be made: '{parent}' is a file")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"the output folder '{folder}' cannot be made: '{parent}' is not writable")
 
@@ -58,30 +71,49 @@ def staged(folder: Path) -> Iterator[Path]:
         OutputError: the disk is full, the wanted folder is not empty, or cannot be written.
     """
     check_output(folder)
-    stage = folder.absolute().parent / f".{folder.name}.partial"
+    target = folder.resolve()
+    stage = target.parent / f".{target.name}.partial"
+    made = [parent for parent in stage.parents if not parent.exists()]
     try:
-        if stage.exists():
-            shutil.rmtree(stage)  # left by a killed run
-        stage.mkdir(parents=True)
+        _make_empty(stage, folder)
         yield stage
         _sync(stage)
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(stage, folder)
+        check_output(folder)  # somebody else may have filled it meanwhile
+        if target.is_dir():
+            target.rmdir()
+        os.replace(stage, target)
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
-        if _is_disk_full(error):
-            free = shutil.disk_usage(folder.absolute().parent if folder.absolute().parent.exists() else ".").free
+        for parent in made:
+            with suppress(OSError):  # somebody else may have put something there
+                parent.rmdir()
+        reason = _no_room(error)
+        if reason is not None:
+            place = next(p for p in stage.parents if p.exists())
             raise OutputError(
-                f"the disk is full while writing '{folder}' ({free / 1e6:.0f} MB free); nothing was left there. Free "
-                "some space, or choose another disk"
+                f"{reason} '{folder}' ({shutil.disk_usage(place).free / 1e6:.0f} MB free); nothing was left there. "
+                "Free some space, or choose another disk"
             ) from error
         raise
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's error as text.
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+def _make_empty(stage: Path, folder: Path) -> None:
+    try:
+        if stage.exists():
+            shutil.rmtree(stage)  # left by a killed run
+        stage.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        raise OutputError(f"the output folder '{folder}' cannot be made: {error}") from error
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What to say if the operating system had no room for the data; None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors gives it as text
+        code = int(found[1])
+    return _NO_ROOM.get(code) if code is not None else None
 
 
 def _sync(folder: Path) -> None:
@@ -117,15 +149,34 @@ def save_model(
     # Some bases carry generation settings that transformers refuses to write; the file is copied instead.
     model.generation_config = GenerationConfig() if _has(source, "generation_config.json") else own
     try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        _save_weights(model, folder, max_shard_size)
     finally:
         model.generation_config = own
     written = serial.read_json(folder / "config.json")
     serial.write_text(folder / "config.json", json.dumps(_config(written, source, keep), indent=2) + "\n")
     if source is None or not _has(source, "tokenizer*"):
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
     if source is not None:
         _carry(source, folder)
+
+
+def _save_weights(model: PreTrainedModel, folder: Path, max_shard_size: str) -> None:
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except NotImplementedError:
+        # Weights that were quantized when they were loaded: transformers has no way back to the tensors of the file,
+        # and needs none, as it stores them the way they were stored.
+        model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = serial.read_json(path) if path.is_file() else {}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        # The same class by the name that transformers 4 knows too.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        serial.write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def licence_files(folder: Path) -> tuple[str, ...]:

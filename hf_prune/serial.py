@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import numbers
 import os
+import sys
 import tempfile
 import types
 import typing
@@ -55,6 +57,20 @@ def from_dict(cls: type[T], data: Any, where: str | None = None) -> T:
     return cls(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
+def settle(instance: Any) -> None:
+    """Hold the fields of a frozen dataclass to their types, as `from_dict` does: for `__post_init__`.
+
+    Lists become tuples, dicts become nested dataclasses, numbers of numpy become Python's.
+
+    Raises:
+        ConfigError: a field has a wrong type.
+    """
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = _convert(hints[field.name], getattr(instance, field.name), f"{type(instance).__name__}.{field.name}")
+        object.__setattr__(instance, field.name, value)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -94,8 +110,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         _expect(value, (dict,), where, "an object")
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
     if hint is float:
-        _expect(value, (int, float), where, "a number")
+        _expect(value, (numbers.Real,), where, "a number")
+        if not abs(value) <= sys.float_info.max:  # NaN compares false: a failed measurement must not be read either
+            raise ConfigError(f"{where}={value!r}; expected a finite number")
         return float(value)
+    if hint is int:
+        _expect(value, (numbers.Integral,), where, "int")
+        return int(value)
     _expect(value, (hint,), where, getattr(hint, "__name__", str(hint)))
     return value
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import settings
 from transformers import PreTrainedModel
 
 from hf_prune.records import Environment, ModelRef, Scores, TextUse
@@ -13,19 +14,27 @@ from hf_prune.records import Environment, ModelRef, Scores, TextUse
 from .evaluation.text import VOCAB, byte_tokenizer
 from .tiny import tiny_model
 
+# No deadlines: machines that run tests are slow at times.
+settings.register_profile("steady", deadline=None, database=None)
+settings.load_profile("steady")
+
 ENVIRONMENT = Environment("a processor, 1 threads", {"torch": "2.13.0"}, "float32", "cpu")
 TEXT = TextUse("org/books", "en", "train", "c0ffee", 4, 100, 32, 0, "5" * 64)
 
 
 def reference(depth: int, digest: str = "d" * 64, **fields: Any) -> ModelRef:
     """A reference to some Llama."""
-    return ModelRef(**{"id": "org/model", "revision": None, "model_type": "llama", **fields}, num_layers=depth, digest=digest)
+    return ModelRef(
+        **{"id": "org/model", "revision": None, "model_type": "llama", **fields}, num_layers=depth, digest=digest
+    )
 
 
 def scores(distances: Sequence[Sequence[float]], errors: Sequence[Sequence[float]] | None = None) -> Scores:
     """A record with these (L+1) x (L+1) distances; standard errors are zero unless given."""
     table = tuple(tuple(map(float, row)) for row in distances)
-    spread = tuple(tuple(map(float, row)) for row in errors) if errors is not None else ((0.0,) * len(table),) * len(table)
+    spread = (
+        tuple(tuple(map(float, row)) for row in errors) if errors is not None else ((0.0,) * len(table),) * len(table)
+    )
     return Scores(reference(len(table) - 1), "angular", {}, table, spread, TEXT, ENVIRONMENT, 1.5)
 
 

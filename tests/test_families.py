@@ -168,3 +168,10 @@ def test_cutting_twice_equals_cutting_once() -> None:
     prune_layers(prune_layers(twice, [3]), [1, 5])
     assert torch.equal(logits(once, tokens()), logits(twice, tokens()))
     assert once.config.layer_types == twice.config.layer_types
+
+
+def test_readme_shows_the_table() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        kinds = ", ".join(f"`{model_type}`" for model_type in family.model_types)
+        assert f"| {family.title} | {kinds} | {family.note} |" in readme

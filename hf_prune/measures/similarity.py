@@ -48,10 +48,11 @@ class PairwiseAngles:
             "samples": n,
         }
 
+    @torch.inference_mode()  # as the walker's states are: the last fold comes from outside of the walk
     def _fold(self) -> None:
         if not self._states:
             return
-        states = torch.stack([s.cpu() for s in self._states])  # (L+1, batch, width) float64
+        states = torch.stack([s.cpu().double() for s in self._states])  # (L+1, batch, width)
         angles = pairwise_angles(states)
         if self._sum is None or self._squares is None:
             self._sum = torch.zeros(angles.shape[1:], dtype=torch.float64)
@@ -63,10 +64,10 @@ class PairwiseAngles:
 
 
 def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(batch, length, width) -> (batch, width) float64 at the last position that is no pad."""
+    """(batch, length, width) -> (batch, width) at the last position that is no pad."""
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * positions).argmax(dim=1)
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last].double()
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
 def pairwise_angles(states: torch.Tensor) -> torch.Tensor:

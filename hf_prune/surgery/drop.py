@@ -103,4 +103,5 @@ def _update_device_map(decoder: Decoder, keep: list[int]) -> None:
             renamed[path] = device
         elif int(found[1]) in position:
             renamed[f"{decoder.blocks_path}.{position[int(found[1])]}{found[2]}"] = device
-    decoder.model.hf_device_map = renamed
+    model: Any = decoder.model
+    model.hf_device_map = renamed
