@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from hf_prune.config import PrunerConfig
 
 NAME = "gutenberg-llama-12l"
-"""What records and cards call the embedded model."""
+"""Folder of the embedded model, and what records and cards call it."""
 
 
 def model_folder() -> Path:
     """The folder of the embedded model, the same from a checkout and from an installed wheel."""
-    return Path(str(files(__name__).joinpath("model")))
+    return Path(str(files(__name__).joinpath(NAME)))
 
 
 def config() -> "PrunerConfig":
@@ -27,14 +27,15 @@ def config() -> "PrunerConfig":
         method="uidl",
         drop_layers=4,
         base_model=None,
-        calibration=CalibrationConfig(samples=256, max_length=256, batch_size=32),
+        calibration=CalibrationConfig(samples=128, max_length=256, batch_size=32),
         healing=HealingConfig(
-            tokens=256 * 1024,
+            tokens=384 * 1024,
             max_length=256,
+            batch_size=8,
             learning_rate=3e-3,
             warmup_steps=10,
             quantize="none",
-            held_out_samples=64,
+            held_out_samples=48,
         ),
         evaluation=EvaluationConfig(samples=96, max_length=256),
     )
