@@ -1,210 +1,25 @@
 """`PrunerConfig`: the recipe, with Optimum's methods, as a plain dataclass."""
 
 import dataclasses
-import numbers
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from hf_prune import serial
 from hf_prune.errors import ConfigError
-from hf_prune.methods import METHODS, Method, get_method
+from hf_prune.methods import Method, get_method
 from hf_prune.registry import measure, planner, surgery
-
-SAME = "calibration"
-"""Value of `dataset` in healing and evaluation: the calibration's dataset, other documents of it."""
-
-PAPER = "paper"
-"""Value of `dataset`: the dataset that the method's paper used."""
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ConfigError(f"{type(owner).__name__}.{name}={value!r}; expected a whole number of at least 1")
-
-
-def _from_zero(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0):
-            raise ConfigError(f"{type(owner).__name__}.{name}={value!r}; expected a whole number from 0")
-
-
-def _fraction(owner: object, name: str, *, zero: bool = False) -> None:
-    value = getattr(owner, name)
-    if value is None:
-        return
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not ((value >= 0 if zero else value > 0) and value < 1):
-        raise ConfigError(
-            f"{type(owner).__name__}.{name}={value!r}; expected a number {'from 0' if zero else 'above 0'} and below 1"
-        )
-
-
-def check_indices(layers: Any) -> tuple[int, ...]:
-    """Block indices as an ascending tuple.
-
-    Raises:
-        ConfigError: not a list, empty, or an index is no whole number or named twice.
-    """
-    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ConfigError(f"layers={layers!r}; expected a list of block indices such as [21, 22, 23]")
-    layers = tuple(layers)
-    for index in layers:
-        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
-            raise ConfigError(f"layers={list(layers)!r}: {index!r} is not a whole number; indices count from 0")
-    if not layers:
-        raise ConfigError("layers=[] drops nothing; name at least one block")
-    doubled = sorted({i for i in layers if layers.count(i) > 1})
-    if doubled:
-        raise ConfigError(f"layers={list(layers)}: {doubled} named twice; name each block once")
-    return tuple(sorted(int(i) for i in layers))
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """The text that the model is measured on.
-
-    Attributes:
-        dataset: Hub dataset id, local file or folder (.txt, .jsonl, .json, also gzipped, .parquet); "paper" for the
-            dataset of the method's paper; None samples text from the original model itself.
-        dataset_config: the dataset's config name.
-        split: the dataset's split; of a folder, what its file names begin with.
-        text_column: column that holds the text.
-        samples: sequences.
-        max_length: longest sequence in tokens; clipped to the model's limit.
-        batch_size: sequences at once.
-        seed: of sampling or shuffling.
-    """
-
-    dataset: str | None = None
-    dataset_config: str | None = None
-    split: str | None = None
-    text_column: str = "text"
-    samples: int = 128
-    max_length: int = 512
-    batch_size: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        _positive(self, "samples", "max_length", "batch_size")
-        serial.settle(self)
-
-
-@dataclass(frozen=True)
-class HealingConfig:
-    """LoRA / QLoRA healing. None means: the recipe's value, resolved per model and recorded.
-
-    Attributes:
-        dataset: as in calibration; "calibration" takes other documents of the calibration's dataset.
-        dataset_config: the dataset's config name.
-        split: the dataset's split.
-        text_column: column that holds the text.
-        rank: LoRA rank r.
-        alpha: LoRA alpha; the recipe sets alpha = r.
-        dropout: LoRA dropout.
-        target: "mlp" adapts the MLP projections, "all" every linear in the blocks.
-        quantize: "nf4" trains on 4-bit weights (QLoRA), "none" on bf16; "auto" takes nf4 where bitsandbytes is there.
-        learning_rate: peak.
-        warmup_steps: linear warm-up, then cosine to zero.
-        batch_size: sequences per optimizer step.
-        micro_batch_size: sequences per forward; None chooses.
-        steps: optimizer steps at most.
-        tokens: training tokens at most; None takes what suits the machine.
-        max_length: tokens per sequence.
-        held_out_samples: sequences kept for the held-out loss.
-        output: "merged" ships plain weights, "adapter" ships pruned weights with the adapter beside them.
-        save_steps: optimizer steps between checkpoints; None chooses ten in a run.
-        seed: of data order, initialisation and dropout.
-    """
-
-    dataset: str | None = SAME
-    dataset_config: str | None = None
-    split: str | None = None
-    text_column: str = "text"
-    rank: int | None = None
-    alpha: int | None = None
-    dropout: float = 0.05
-    target: Literal["mlp", "all"] = "mlp"
-    quantize: Literal["auto", "nf4", "none"] = "auto"
-    learning_rate: float | None = None
-    warmup_steps: int | None = None
-    batch_size: int | None = None
-    micro_batch_size: int | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    max_length: int | None = None
-    held_out_samples: int = 32
-    output: Literal["merged", "adapter"] = "merged"
-    save_steps: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        _positive(self, "rank", "alpha", "batch_size", "micro_batch_size", "steps", "tokens", "max_length")
-        _positive(self, "held_out_samples", "save_steps")
-        _fraction(self, "dropout", zero=True)
-        _fraction(self, "learning_rate")
-        _from_zero(self, "warmup_steps")
-        for name, allowed in (
-            ("target", ("mlp", "all")),
-            ("quantize", ("auto", "nf4", "none")),
-            ("output", ("merged", "adapter")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"HealingConfig.{name}={getattr(self, name)!r}; expected one of: {allowed}")
-        serial.settle(self)
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured of original, pruned and healed model.
-
-    Attributes:
-        dataset: as in calibration; "calibration" takes other documents of the calibration's dataset.
-        dataset_config: the dataset's config name.
-        split: the dataset's split.
-        text_column: column that holds the text.
-        samples: documents.
-        max_length: window of the perplexity, in tokens; clipped to the model's limit.
-        stride: tokens the window moves by; None takes half of the window.
-        batch_size: windows at once.
-        prompts: fixed prompts for the side-by-side completions.
-        new_tokens: tokens written after each prompt.
-        speed: whether to time prefill and decode.
-        seed: of sampling.
-    """
-
-    dataset: str | None = SAME
-    dataset_config: str | None = None
-    split: str | None = None
-    text_column: str = "text"
-    samples: int = 64
-    max_length: int = 512
-    stride: int | None = None
-    batch_size: int = 4
-    prompts: tuple[str, ...] = (
-        "The old man looked at the sea and",
-        "In the year 1850, the city of London",
-        "She opened the letter and read:",
-    )
-    new_tokens: int = 40
-    speed: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        _positive(self, "samples", "max_length", "stride", "batch_size", "new_tokens")
-        serial.settle(self)
-        if self.stride is not None and self.stride > self.max_length:
-            raise ConfigError(
-                f"EvaluationConfig.stride={self.stride} is above max_length={self.max_length}; tokens would be skipped"
-            )
+from hf_prune.stage_configs import (
+    PAPER,
+    SAME,
+    CalibrationConfig,
+    EvaluationConfig,
+    HealingConfig,
+    check_fraction,
+    check_from_zero,
+    check_indices,
+    check_positive,
+)
 
 
 @dataclass(frozen=True)
@@ -270,7 +85,7 @@ class PrunerConfig:
         if self.layers is not None:
             object.__setattr__(self, "layers", check_indices(self.layers))
         self._check_amount()
-        _from_zero(self, "protect_first", "protect_last")
+        check_from_zero(self, "protect_first", "protect_last")
         serial.settle(self)
         recipe = self.recipe()
         if recipe.measure is not None:
@@ -289,8 +104,8 @@ class PrunerConfig:
         if len(given) > 1:
             named = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given.items())
             raise ConfigError(f"{len(given)} amounts at once ({named}); give one of drop_layers, layers, sparsity")
-        _positive(self, "drop_layers")
-        _fraction(self, "sparsity")
+        check_positive(self, "drop_layers")
+        check_fraction(self, "sparsity")
         if self.sparsity_of not in ("layers", "parameters", "bytes"):
             raise ConfigError(f"sparsity_of={self.sparsity_of!r}; expected 'layers', 'parameters' or 'bytes'")
 
@@ -409,4 +224,4 @@ class PrunerConfig:
         )
 
 
-__all__ = ["METHODS", "PAPER", "SAME", "CalibrationConfig", "EvaluationConfig", "HealingConfig", "PrunerConfig"]
+__all__ = ["PAPER", "SAME", "CalibrationConfig", "EvaluationConfig", "HealingConfig", "PrunerConfig"]

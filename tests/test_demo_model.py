@@ -51,7 +51,8 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) 
 def test_files() -> None:
     files = {file.name: file.stat().st_size for file in model_folder().iterdir()}
     assert set(files) == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     assert sum(files.values()) <= 12_000_000
 
