@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from hf_prune import calibration, loading
+from hf_prune import calibration, healing
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
 from hf_prune.loading import locate
+from hf_prune.models import load_kwargs
+from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
-from hf_prune.records import Scores
+from hf_prune.records import ModelRef, Scores
+from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
 
 
@@ -18,7 +21,9 @@ def preview(
     output: Path,
     *,
     heal: bool,
+    evaluate: bool = True,
     push: str | None,
+    push_kwargs: dict[str, Any] | None = None,
     revision: str | None = None,
     token: str | None = None,
     dtype: str = "auto",
@@ -36,7 +41,10 @@ def preview(
     Raises:
         PruneError: whatever a real run would refuse before work.
     """
-    loading.dtype_of(dtype)
+    load_kwargs(dtype, device_map, trust_remote_code)
+    if heal:
+        healing.require(config.healing.quantize)
+    run_folder = beside(output)
     base = config.base_model if Path(model_id).is_dir() else None
     source, model_config = locate(
         model_id, revision=revision, token=token, trust_remote_code=trust_remote_code, base_model=base, weights=False
@@ -45,7 +53,11 @@ def preview(
     check_amount(config, ref.num_layers, ref.id)
     check_output(output)
     if push is not None:
-        push = check_push(push, token=token)
+        given = push_kwargs or {}
+        checked = {name: given[name] for name in ("revision", "create_pr", "overwrite") if name in given}
+        private = given.get("private")
+        private = default_private(ref, token) if private is None else private
+        push = check_push(push, token=token, private=private, **checked)
     limit = calibration.model_limit(model_config.get_text_config(decoder=True))
     measured = recipe.measure is not None and config.layers is None
     steps: list[tuple[str, str]] = []
@@ -53,26 +65,31 @@ def preview(
         most = config.calibration.samples * min(config.calibration.max_length, limit)
         amount = f"{config.calibration.samples} samples, at most {most:,} tokens"
         steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}"))
-    scores = output.absolute().parent / f"{output.name}.run" / Scores.FILE
-    if not measured or scores.is_file():
-        plan = make_plan(config, ref, Sizes((), (), 0, 0), Scores.load(scores) if measured else None)
-        steps.append(("plan", plan.describe()))
+    scores = _scores(run_folder, ref) if measured else None
+    by_weight = config.sparsity is not None and config.sparsity_of != "layers"
+    if not by_weight and (scores is not None or not measured):
+        steps.append(("plan", make_plan(config, ref, Sizes((), (), 0, 0), scores).describe()))
     else:
-        steps.append(
-            ("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once they are measured")
-        )
+        when = "the blocks are weighed" if by_weight else "they are measured"
+        steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))
     steps.append(("prune", f"{recipe.surgery}; the result is loaded again and compared"))
     if heal:
         asked = config.healing.tokens
         steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
-    steps.append(
-        ("evaluate", f"original, pruned{' and healed' if heal else ''} on {config.evaluation.samples} documents")
-    )
+    if evaluate:
+        models = "original, pruned and healed" if heal else "original and pruned"
+        steps.append(("evaluate", f"{models} on {config.evaluation.samples} documents"))
     steps.append(("write", str(output)))
     if push is not None:
         steps.append(("push", push))
     facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
     return facts, steps
+
+
+def _scores(run_folder: Path, ref: ModelRef) -> Scores | None:
+    """What an interrupted run on this very model has measured."""
+    found = Scores.load(run_folder) if (run_folder / Scores.FILE).is_file() else None
+    return found if found is not None and found.model == ref else None
 
 
 def _text(config: PrunerConfig) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,15 +11,16 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from hf_prune import loading
+from hf_prune import extras, loading
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes
-from hf_prune.errors import ConfigError, OutputError
+from hf_prune.errors import ConfigError
+from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.loading import Source
 from hf_prune.plan import Sizes
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
-from hf_prune.run_folder import RunFolder
+from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import save_model, staged
 from hf_prune.surgery import apply_plan
 
@@ -25,8 +28,18 @@ Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
 
 
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+_SAMPLED = 256
+
+
 def load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
-    """Arguments of `loading.load_model`: the GPU is taken where there is one and nothing else was asked for."""
+    """Arguments of `loading.load_model`: the GPU is taken where there is one and nothing else was asked for.
+
+    Raises:
+        ConfigError: there is no such dtype or device.
+    """
+    if isinstance(device_map, str) and device_map not in _SPREAD:
+        _check_device(device_map)
     return {
         "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
         "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
@@ -43,6 +56,7 @@ class Models:
         run: where the pruned checkpoint is kept.
         kwargs: from `load_kwargs`.
         model: the model in memory, if it is.
+        find: fetches the base model's folder where `source` has none, if there is a way.
     """
 
     def __init__(
@@ -52,16 +66,18 @@ class Models:
         run: RunFolder,
         kwargs: dict[str, Any],
         model: PreTrainedModel | None = None,
+        find: Callable[[], Path | None] = lambda: None,
     ) -> None:
-        self.source, self.kwargs, self.stage = source, kwargs, "original"
+        self.source, self.kwargs, self._find = source, kwargs, find
+        self.stage: Label = "original"
         self._tokenizer, self._run = tokenizer, run
         self._current: Any = model
         self._checkpoint: Source | None = None
-        self.stage: Label
+        self._adapter: Path | None = None
 
-    def take_up(self, checkpoint: Source, stage: Label) -> None:
-        """Go on with a checkpoint that is pruned, or healed, already."""
-        self._checkpoint, self.stage = checkpoint, stage
+    def take_up(self, checkpoint: Source, stage: Label, adapter: Path | None = None) -> None:
+        """Go on with a checkpoint that is pruned, or healed, already; an adapter beside pruned weights heals them."""
+        self._checkpoint, self.stage, self._adapter = checkpoint, stage, adapter
 
     @property
     def reloadable(self) -> bool:
@@ -76,6 +92,8 @@ class Models:
             source = self.source if self.stage == "original" else self._checkpoint
             assert source is not None
             self._current = loading.load_model(source, **self.kwargs)
+            if self._adapter is not None:
+                self._current = _with_adapter(self._current, self._adapter)
         return self._current
 
     def original(self) -> PreTrainedModel:
@@ -86,6 +104,8 @@ class Models:
         """
         if self.stage == "original":
             return self.current()
+        if self.source.folder is None:
+            self.source = dataclasses.replace(self.source, folder=self._find())
         if not self.reloadable:
             raise ConfigError(
                 f"the original of '{self.source.ref.id}' is needed, to compare with it or to sample text "
@@ -131,11 +151,8 @@ class Models:
         source = self._pruned_source(plan)
         assert source.folder is not None
         if not self._run.has("pruned", self._inputs(plan)):
-            if source.folder.exists():
-                raise OutputError(
-                    f"the run folder '{self._run.path}' holds a pruned model of other settings; remove it, or choose "
-                    "another output"
-                )
+            self._run.begin("pruned")
+            remove(source.folder)  # of other settings, or killed before it was marked
             model = self.current()
             with staged(source.folder) as stage:
                 save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
@@ -163,6 +180,36 @@ class Models:
 
     def _inputs(self, plan: Plan) -> dict[str, Any]:
         return {"plan": plan, "dtype": str(self.kwargs["dtype"])}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """A sha256 that stands for weights in memory: config, and name, dtype, shape and first values of each tensor."""
+    total = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            first = tensor.detach().reshape(-1)[:_SAMPLED].cpu().contiguous()
+            total.update(first.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
+    extras.require("peft", "heal", f"loading the adapter '{adapter.name}'")
+    from peft import PeftModel
+
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{name}'; expected cpu, cuda, cuda:N, mps, or auto") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device '{name}': {torch.cuda.device_count()} GPUs can be used here; leave it out, or take cpu"
+        )
 
 
 def _count(model: PreTrainedModel) -> int:

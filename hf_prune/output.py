@@ -1,7 +1,9 @@
 """The finished folder: weights, recipe, records and card, checked by loading it again, there whole or not at all."""
 
 import dataclasses
+import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import serial
 from hf_prune.cards import generate
 from hf_prune.config import PrunerConfig
-from hf_prune.hub import PushResult, is_restricted, push_folder
-from hf_prune.loading import Source
+from hf_prune.errors import HubError
+from hf_prune.healing.adapter import set_adapter_base
+from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
 from hf_prune.plots import PLOT_FILE, plot_distances
-from hf_prune.records import Evaluation, Healing, Plan, Record, Scores
+from hf_prune.records import Evaluation, Healing, ModelRef, Plan, Record, Scores
 from hf_prune.reload import Level, check_reload
 from hf_prune.saving import RECORDS, licence_files, save_model, staged
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 """Sub-folder of a shipped adapter: beside the weights it would make transformers look for another base."""
@@ -108,9 +113,10 @@ def write_output(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    source: Source,
     finished: Finished,
     *,
+    origin: Path | None,
+    keep: Sequence[int],
     repo_id: str | None = None,
     adapter: Path | None = None,
     tokens: tuple[Path, ...] = (),
@@ -123,8 +129,9 @@ def write_output(
         folder: wanted; appears whole or not at all.
         model: what is shipped (the pruned model where an adapter is shipped beside it).
         tokenizer: its tokenizer.
-        source: the base model.
         finished: all records; the reload level is filled in here.
+        origin: the folder that the model was cut from, whose config, tokenizer and licence go along.
+        keep: blocks of `origin` that are kept.
         repo_id: where the folder will be pushed, for the card.
         adapter: adapter folder to ship beside the weights.
         tokens: token files, so that figures can be recomputed.
@@ -139,19 +146,19 @@ def write_output(
         ReloadError: what was saved does not load back.
     """
     with staged(folder) as stage:
-        save_model(
-            model, tokenizer, stage, source=source.folder, keep=finished.plan.kept, max_shard_size=max_shard_size
-        )
+        save_model(model, tokenizer, stage, source=origin, keep=keep, max_shard_size=max_shard_size)
         unhealed = finished.healing is None or adapter is not None
         level = check_reload(
             model,
             stage,
-            source=source.folder if unhealed else None,
-            keep=finished.plan.kept,
+            source=origin if unhealed else None,
+            keep=keep,
             trust_remote_code=trust_remote_code,
         )
         if adapter is not None:
             shutil.copytree(adapter, stage / ADAPTER, ignore=shutil.ignore_patterns("README.md"))
+            if repo_id is not None:
+                set_adapter_base(stage / ADAPTER, repo_id)
         files = licence_files(stage)
         finished = dataclasses.replace(finished, reload_level=level, base_files=files)
         finished.save(stage)
@@ -161,12 +168,24 @@ def write_output(
     return level
 
 
-def update_evaluation(folder: Path, finished: Finished, evaluation: Evaluation) -> Evaluation:
+def update_evaluation(
+    folder: Path, config: PrunerConfig, evaluation: Evaluation, tokens: tuple[Path, ...] = ()
+) -> Evaluation:
     """Put a new evaluation in a finished folder and write its card anew.
 
     The pruned model's figures, which cannot be measured again once healing has been merged, are kept where they were
     measured on the same text.
+
+    Args:
+        folder: what `write_output` wrote.
+        config: the recipe with the settings of this evaluation; the rest of the folder's own recipe stays.
+        evaluation: the new figures.
+        tokens: token files of text that was sampled for them.
+
+    Returns:
+        What the folder holds now.
     """
+    finished = Finished.load(folder)
     models = list(evaluation.models)
     text = models[0].perplexity[0].data.sha256
     old = finished.evaluation.models if finished.evaluation is not None else ()
@@ -175,9 +194,34 @@ def update_evaluation(folder: Path, finished: Finished, evaluation: Evaluation) 
         if same_text and [m.label for m in models] == ["original", "healed"]:
             models.insert(1, model)
     evaluation = Evaluation(tuple(models), evaluation.environment)
-    evaluation.save(folder / RECORDS)
-    write_card(folder, dataclasses.replace(finished, evaluation=evaluation))
+    recipe = dataclasses.replace(finished.config, evaluation=config.without_paths().evaluation)
+    finished = dataclasses.replace(finished, config=recipe, evaluation=evaluation)
+    finished.save(folder)
+    for path in tokens:
+        shutil.copyfile(path, folder / RECORDS / path.name)
+    write_card(folder, finished)
     return evaluation
+
+
+def default_private(base: ModelRef, token: str | bool | None = None) -> bool | None:
+    """Whether a new repo is private where nobody says so: what is made of a gated or private base is.
+
+    Args:
+        base: the base model.
+        token: of the Hub.
+
+    Returns:
+        True, or None where the namespace's own default may decide.
+    """
+    if "/" not in base.id:
+        return None
+    try:
+        return is_restricted(base.id, token) or None
+    except HubError as error:
+        logger.warning(
+            "A new repo will be private, as it is not known whether '%s' is gated or private (%s)", base.id, error
+        )
+        return True
 
 
 def push_output(
@@ -194,7 +238,7 @@ def push_output(
     Args:
         folder: what `write_output` wrote.
         repo_id: repo to push to.
-        private: None makes a new repo private where the base is gated or private.
+        private: None takes `default_private`.
         token: of the Hub.
         dry_run: only tell what would happen; nothing is written, the card neither.
         push_kwargs: see `hf_prune.hub.push_folder`.
@@ -204,8 +248,13 @@ def push_output(
         HubError: the Hub refused.
     """
     finished = Finished.load(folder)
-    if private is None and finished.plan.model.revision is not None:
-        private = is_restricted(finished.plan.model.id, token) or None
+    if private is None:
+        private = default_private(finished.plan.model, token)
     if not dry_run:
+        known = ("revision", "create_pr", "overwrite")
+        checked = {name: value for name, value in push_kwargs.items() if name in known}
+        repo_id = check_push(repo_id, private=private, token=token, **checked)
+        if (folder / ADAPTER).is_dir():
+            set_adapter_base(folder / ADAPTER, repo_id)
         write_card(folder, finished, repo_id)
     return push_folder(folder, repo_id, private=private, token=token, dry_run=dry_run, **push_kwargs)

@@ -1,7 +1,6 @@
 """The whole job: measure, plan, prune, heal, evaluate, card, push. Killed anywhere, the same call goes on."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 from hf_prune import healing
 from hf_prune.config import PrunerConfig
 from hf_prune.hub import PushResult, check_push
-from hf_prune.output import OUTPUT_FILE, Finished, push_output
+from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
 from hf_prune.plan import check_amount
 from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
-from hf_prune.run_folder import digest
+from hf_prune.run_folder import beside, digest, remove
 from hf_prune.saving import RECORDS, check_output
 
 logger = logging.getLogger(__name__)
@@ -75,38 +74,56 @@ def run(
         PruneError: see its children; whatever can be known early is raised before any work.
     """
     folder = Path(output)
-    run_folder = folder.absolute().parent / f"{folder.name}.run"
+    run_folder = beside(folder)
     if heal:
-        healing.require_packages()
+        healing.require(config.healing.quantize)
+    if not _finished(folder):
+        check_output(folder)
+    token, push_kwargs = load_kwargs.get("token"), dict(push_kwargs or {})
+    if push is not None:
+        push = _check_push(push, token, push_kwargs)  # before the first download
     pruner = Pruner.from_pretrained(model_id, config, run_folder=run_folder, progress=progress, **load_kwargs)
     check_amount(pruner.config, pruner.source.ref.num_layers, pruner.source.ref.id)
-    inputs = digest({"model": pruner.source.ref, "config": pruner.config, "heal": heal, "evaluate": evaluate})
-    if push is not None:
-        check_push(
-            push, token=load_kwargs.get("token"), **{k: v for k, v in (push_kwargs or {}).items() if k in _CHECKED}
-        )
-    repeated = _made_by(folder, inputs)
-    if not repeated:
+    if push is not None and push_kwargs.get("private") is None:
+        push_kwargs["private"] = default_private(pruner.source.ref, token)
+        if push_kwargs["private"]:
+            _check_push(push, token, push_kwargs)
+    inputs = digest(
+        {
+            "model": pruner.source.ref,
+            "config": pruner.config,
+            "files": pruner.texts.files(),
+            "dtype": str(load_kwargs.get("dtype", "auto")),
+            "heal": heal,
+            "evaluate": evaluate,
+        }
+    )
+    repeated = _finished(folder) and Finished.load(folder).inputs == inputs
+    if repeated:
+        logger.info("'%s' was made by this very command; nothing to do again", folder)
+    else:
         check_output(folder)
         on_plan(pruner.plan())
         _work(pruner, heal, evaluate)
         pruner.save_pretrained(folder, repo_id=push, inputs=inputs)
-    shutil.rmtree(run_folder)
+    remove(run_folder)
     pushed = None
     if push is not None:
-        pushed = push_output(folder, push, token=load_kwargs.get("token"), **(push_kwargs or {}))
+        pushed = push_output(folder, push, token=token, **push_kwargs)
     return RunResult(folder, Finished.load(folder), pushed, repeated)
 
 
-_CHECKED = ("private", "revision", "create_pr", "overwrite")
+def _check_push(repo_id: str, token: Any, push_kwargs: dict[str, Any]) -> str:
+    known = ("private", "revision", "create_pr", "overwrite")
+    return check_push(repo_id, token=token, **{name: push_kwargs[name] for name in known if name in push_kwargs})
 
 
 def _work(pruner: Pruner, heal: bool, evaluate: bool) -> None:
-    """What needs the original comes first, while it is in memory."""
+    """All text comes first, so that a missing dataset is told early; so does what needs the original."""
+    if heal:
+        pruner.prepare_healing()
     if evaluate:
         pruner.evaluate_as("original")
-    if heal and pruner.texts.samples_itself("healing"):
-        pruner.prepare_healing()
     pruner.prune()
     if evaluate:
         pruner.evaluate_as("pruned")
@@ -116,8 +133,5 @@ def _work(pruner: Pruner, heal: bool, evaluate: bool) -> None:
             pruner.evaluate_as("healed")
 
 
-def _made_by(folder: Path, inputs: str) -> bool:
-    made = (folder / RECORDS / OUTPUT_FILE).is_file() and Finished.load(folder).inputs == inputs
-    if made:
-        logger.info("'%s' was made by this very command; nothing to do again", folder)
-    return made
+def _finished(folder: Path) -> bool:
+    return (folder / RECORDS / OUTPUT_FILE).is_file()

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 from hf_prune import serial
+from hf_prune.errors import OutputError
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples
+
+_OURS = ".hf-prune-run"
+"""Empty file in every run folder: without it a folder is somebody else's, and is left alone."""
 
 
 class RunFolder:
@@ -17,18 +24,34 @@ class RunFolder:
     A stage is finished when `STAGE.inputs` holds the digest of its inputs; that file is written last.
 
     Args:
-        path: the folder; None makes a temporary one that goes with this object.
+        path: the folder, made when the first file goes into it; None makes a temporary one that goes with this object.
+
+    Raises:
+        OutputError: there is a file of that name.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="hf-prune-") if path is None else None
-        self.path = Path(self._temporary.name) if self._temporary is not None else Path(path or "")
-        self.path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._path = Path(tempfile.mkdtemp(prefix="hf-prune-") if path is None else path)
+        if path is None:
+            weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        if self._path.exists() and not self._path.is_dir():
+            raise OutputError(f"the run folder '{self._path}' is a file; expected a folder, or nothing")
+
+    @property
+    def path(self) -> Path:
+        """The folder, made now if it is not there."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        (self._path / _OURS).touch()
+        return self._path
 
     def has(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether the stage was finished with these very inputs."""
-        mark = self.path / f"{stage}.inputs"
+        mark = self._path / f"{stage}.inputs"
         return mark.is_file() and mark.read_text(encoding="utf-8").strip() == digest(inputs)
+
+    def begin(self, stage: str) -> None:
+        """Call it before files of a stage are written: those of other inputs, half overwritten, are worth nothing."""
+        (self.path / f"{stage}.inputs").unlink(missing_ok=True)
 
     def finish(self, stage: str, inputs: dict[str, Any]) -> None:
         """Mark a stage as finished; call it once its files are there."""
@@ -36,6 +59,7 @@ class RunFolder:
 
     def save_samples(self, stage: str, samples: Samples, inputs: dict[str, Any]) -> None:
         """Keep the token ids of a text."""
+        self.begin(f"{stage}-text")
         samples.save(self.tokens(stage))
         serial.write_text(self.path / f"{stage}_text.json", serial.dumps(samples.use))
         self.finish(f"{stage}-text", inputs)
@@ -50,6 +74,28 @@ class RunFolder:
     def tokens(self, stage: str) -> Path:
         """The file that keeps the token ids of a text."""
         return self.path / f"{stage}_tokens.safetensors"
+
+
+def beside(output: Path) -> Path:
+    """Where the working state of a run lies until its output is complete: `OUTPUT.run`.
+
+    Raises:
+        OutputError: something of that name is there that no run has left.
+    """
+    target = Path(os.path.abspath(output))
+    path = target.parent / f"{target.name}.run"
+    if path.exists() and not (path.is_dir() and ((path / _OURS).is_file() or not any(path.iterdir()))):
+        raise OutputError(
+            f"'{path}', where this run would keep its working state, holds something else; move it, or choose another "
+            "output"
+        )
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a run folder, if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def digest(inputs: dict[str, Any]) -> str:

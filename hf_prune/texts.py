@@ -107,15 +107,6 @@ class Texts:
             dataset = self._config.calibration.dataset
         return dataset is None
 
-    def _stamp(self, dataset: str | None) -> list[tuple[str, int, int]]:
-        """Name, size and time of the files of a local dataset: a changed one is read anew."""
-        name = self._config.calibration.dataset if dataset == calibration.SAME else dataset
-        if name is None:
-            return []
-        path = Path(name)
-        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
     def _get(
         self,
         name: str,
@@ -132,12 +123,11 @@ class Texts:
             "config": config,
             "calibration": self._config.calibration,
             "dataset": self._method.dataset,
-            "file": self._stamp(config.dataset),
+            "files": self._files(stage),
             "shared": shared,
             "limit": self._limit,
             "samples": samples,
             "others": {key: value.use.sha256 for key, value in others.items()},
-            "files": self._files(stage),
         }
         found = self._run.load_samples(name, inputs)
         if found is None:
@@ -156,10 +146,10 @@ class Texts:
                 shared=shared,
                 progress=self._progress,
             )
-            shared = found.hashes() & exclude
-            if shared:
+            repeated = found.hashes() & exclude
+            if repeated:
                 raise DataError(
-                    f"the {name} text shares {len(shared)} of {len(found.sequences)} sequences with other text of "
+                    f"the {name} text shares {len(repeated)} of {len(found.sequences)} sequences with other text of "
                     "this run; expected disjoint texts. Take another --seed or dataset"
                 )
             self._run.save_samples(name, found, inputs)

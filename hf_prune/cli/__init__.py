@@ -6,6 +6,9 @@ import sys
 from hf_prune.cli.app import app
 from hf_prune.errors import PruneError
 
+_INTERRUPTED = 130
+_RESUMABLE = ("run", "demo", "measure", "plan", "heal")
+
 
 def main() -> None:
     """Run the command line; exit with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
@@ -14,8 +17,11 @@ def main() -> None:
     except PruneError as error:
         if os.environ.get("HF_DEBUG"):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print("Error:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("Interrupted. Finished stages are kept; run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as done:  # typer has turned Ctrl-C into this
+        if done.code == _INTERRUPTED:
+            resumable = len(sys.argv) > 1 and sys.argv[1] in _RESUMABLE
+            hint = " Finished stages are kept; run the same command again to go on." if resumable else ""
+            print(f"Interrupted.{hint}", file=sys.stderr)
+        raise

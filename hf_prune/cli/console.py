@@ -9,6 +9,9 @@ from typing import Any
 
 from hf_prune import serial
 
+# Warnings about what is as it should be: an optional kernel that is not there, a file system with coarse times.
+_CHATTER = ("bitsandbytes.backends.cpu.ops", "transformers.trainer_utils")
+
 
 class Console:
     """Output in the manner of `hf`: a check mark and indented `key: value` lines, or JSON.
@@ -20,8 +23,10 @@ class Console:
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
-        self.progress = not quiet and sys.stderr.isatty() if not os.environ.get("HF_PRUNE_PROGRESS") else True
+        self.progress = not quiet and (sys.stderr.isatty() or bool(os.environ.get("HF_PRUNE_PROGRESS")))
         _set_up_logging(logging.WARNING if quiet else logging.INFO)
+        if not self.progress:
+            _hide_bars()
 
     def say(self, text: str = "") -> None:
         """A message for people, on standard error."""
@@ -54,6 +59,19 @@ def rows(lines: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
     )
 
 
+def _hide_bars() -> None:
+    """Hide the progress bars of the libraries, whether they are imported already or not: importing takes seconds."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ[name] = "1"  # read by huggingface_hub, transformers and datasets when they are imported
+    for module, function in (
+        ("transformers.utils.logging", "disable_progress_bar"),
+        ("huggingface_hub.utils", "disable_progress_bars"),
+        ("datasets.utils", "disable_progress_bars"),
+    ):
+        if module in sys.modules:
+            getattr(sys.modules[module], function)()
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
@@ -68,6 +86,8 @@ def _set_up_logging(level: int) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level)
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _prefix(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -204,6 +204,8 @@ def make_config(
 ) -> PrunerConfig:
     """The recipe of a command: the file it names, and what its options change.
 
+    The dataset is the calibration's: healing and evaluation take other documents of it unless the recipe names theirs.
+
     Raises:
         ConfigError: options that contradict each other or mean nothing.
         HubError: the recipe lies in a repo that cannot be read.
@@ -217,24 +219,40 @@ def make_config(
             changes[name] = getattr(recipe, name)
     if base_model is not None:
         changes["base_model"] = base_model
-    source = _given(data, "dataset", "dataset_config", "split", "text_column", "seed")
-    calibration = {**source, **_given(data, "samples", "max_length", "batch_size")}
-    # Healing and evaluation take other documents of the same dataset unless the recipe names their own.
-    shared = _given(data, "seed")
-    evaluation = {**shared, **_given(data, "max_length")}
-    if data.eval_samples is not None:
-        evaluation["samples"] = data.eval_samples
-    healing = dict(shared)
-    if heal is not None:
-        given = {f.name: getattr(heal, f.name) for f in dataclasses.fields(heal)}
-        healing.update({k.removeprefix("heal_"): v for k, v in given.items() if v is not None})
+    calibration = _given(data, *_SOURCE, "samples", "max_length", "batch_size")
     return dataclasses.replace(
         base,
         **changes,
         calibration=dataclasses.replace(base.calibration, **calibration),
-        healing=dataclasses.replace(base.healing, **healing),
-        evaluation=dataclasses.replace(base.evaluation, **evaluation),
+        healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal)),
+        evaluation=dataclasses.replace(base.evaluation, **_given(data, "seed"), **_evaluation(data)),
     )
+
+
+def continued(
+    folder: Path, stage: Literal["healing", "evaluation"], data: DataOptions, heal: HealOptions | None = None
+) -> PrunerConfig:
+    """The recipe of a finished folder with the options of one later stage: what was done before stays as it was done.
+
+    Raises:
+        ConfigError: no recipe there, or options that mean nothing.
+    """
+    base = PrunerConfig.from_pretrained(folder)
+    changes = _given(data, *_SOURCE) | (_healing(heal) if stage == "healing" else _evaluation(data))
+    return dataclasses.replace(base, **{stage: dataclasses.replace(getattr(base, stage), **changes)})
+
+
+_SOURCE = ("dataset", "dataset_config", "split", "text_column", "seed")
+
+
+def _healing(heal: HealOptions | None) -> dict[str, Any]:
+    given = {} if heal is None else {f.name: getattr(heal, f.name) for f in dataclasses.fields(heal)}
+    return {name.removeprefix("heal_"): value for name, value in given.items() if value is not None}
+
+
+def _evaluation(data: DataOptions) -> dict[str, Any]:
+    samples = {} if data.eval_samples is None else {"samples": data.eval_samples}
+    return _given(data, "max_length") | samples
 
 
 def _given(options: DataOptions, *names: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def run_command(
     config = make_config(recipe, data, healing, loading.base_model, loading.token)
     folder = output or default_output(model)
     if dry_run:
-        _dry_run(console, model, config, folder, heal, push, loading)
+        _dry_run(console, model, config, folder, heal, evaluate, push, pushing, loading)
         return
     _run(console, model, config, folder, heal, evaluate, push, pushing.push_kwargs(), loading.load_kwargs())
 
@@ -126,11 +126,22 @@ def _dry_run(
     config: PrunerConfig,
     folder: Path,
     heal: bool,
+    evaluate: bool,
     push: str | None,
+    pushing: PushOptions,
     loading: ModelOptions,
 ) -> None:
     from hf_prune.dry_run import preview
 
-    facts, steps = preview(model, config, folder, heal=heal, push=push, **loading.load_kwargs())
+    facts, steps = preview(
+        model,
+        config,
+        folder,
+        heal=heal,
+        evaluate=evaluate,
+        push=push,
+        push_kwargs=pushing.push_kwargs(),
+        **loading.load_kwargs(),
+    )
     console.show(rows(steps, ("stage", "what would be done")))
-    console.done("Nothing was done", facts)
+    console.done("Nothing was done", facts | ({"steps": dict(steps)} if console.as_json else {}))

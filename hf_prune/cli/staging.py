@@ -12,6 +12,7 @@ from hf_prune.cli.options import (
     HealOptions,
     ModelOptions,
     RecipeOptions,
+    continued,
     default_output,
     grouped,
     make_config,
@@ -174,18 +175,17 @@ def heal_command(
     talk: ConsoleOptions,
 ) -> None:
     """Heal a pruned folder by LoRA or QLoRA. Interrupted, it goes on when the same command is given again."""
-    import shutil
-
     from hf_prune.pruner import Pruner
+    from hf_prune.run_folder import beside, remove
     from hf_prune.saving import check_output
 
     console = Console(talk.quiet, talk.json)
     target = output or Path(f"{folder}-healed")
     check_output(target)
-    run_folder = target.absolute().parent / f"{target.name}.run"
+    run_folder = beside(target)
     pruner = Pruner.from_pruned(
         folder,
-        make_config(RecipeOptions(config=str(folder)), data, healing),
+        continued(folder, "healing", data, healing),
         original=original,
         run_folder=run_folder,
         progress=console.progress,
@@ -193,7 +193,7 @@ def heal_command(
     )
     record = pruner.heal()
     pruner.save_pretrained(target)
-    shutil.rmtree(run_folder)
+    remove(run_folder)
     losses = record.held_out
     after = losses.merged if record.output == "merged" else losses.adapter
     console.done(
@@ -220,15 +220,17 @@ def evaluate_command(
 ) -> None:
     """Measure a finished folder against its original, and write record and card anew."""
     from hf_prune.evaluation import table
-    from hf_prune.output import Finished, update_evaluation
+    from hf_prune.output import update_evaluation
     from hf_prune.pruner import Pruner
 
     console = Console(talk.quiet, talk.json)
-    config = make_config(RecipeOptions(config=str(folder)), data)
+    config = continued(folder, "evaluation", data)
     pruner = Pruner.from_pruned(
         folder, config, original=original, progress=console.progress, **_without_revision(loading)
     )
-    evaluation = update_evaluation(folder, Finished.load(folder), pruner.evaluate())
+    evaluation = update_evaluation(
+        folder, pruner.config, pruner.evaluate(), tokens=tuple(pruner.texts.sampled_files())
+    )
     console.show(table(evaluation))
     console.done(f"Evaluated {folder}", {"record": str(folder / "pruning" / "evaluation.json")})
 

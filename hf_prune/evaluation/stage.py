@@ -66,6 +66,7 @@ class Judge:
         if self._run.has(stage, inputs):
             found = serial.from_dict(ModelEvaluation, serial.read_json(path))
         else:
+            self._run.begin(stage)
             found = self._measure(label, plan)
             serial.write_text(path, serial.dumps(found))
             self._run.finish(stage, inputs)

@@ -1,0 +1,240 @@
+"""The stages on one model, in order, each done once and remembered in the run folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+import hf_prune
+from hf_prune import calibration, environment, healing
+from hf_prune.architecture import check_prunable, decoder_of
+from hf_prune.config import HealingConfig, PrunerConfig
+from hf_prune.errors import ConfigError
+from hf_prune.evaluation.stage import Judge
+from hf_prune.measure import measure_model
+from hf_prune.models import LABELS, Label, Models
+from hf_prune.plan import Sizes, check_amount, make_plan
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
+from hf_prune.run_folder import RunFolder
+from hf_prune.texts import Texts
+
+
+class Stages:
+    """Measure, plan, prune, heal and evaluate one model. `Pruner` makes it from what people have.
+
+    Args:
+        config: the recipe.
+        models: hands out the model as it was and as it becomes.
+        tokenizer: of the model.
+        run: where finished stages are kept.
+        model_config: of the model, for its limits.
+        token: of the Hub.
+        progress: whether to show bars.
+
+    Raises:
+        ArchitectureError: the model cannot lose blocks.
+    """
+
+    def __init__(
+        self,
+        config: PrunerConfig,
+        models: Models,
+        tokenizer: Tokenizer,
+        run: RunFolder,
+        model_config: Any,
+        token: str | bool | None,
+        progress: bool,
+    ) -> None:
+        self.source = models.source
+        check_prunable(model_config, self.source.ref.id)
+        self.config = dataclasses.replace(
+            config,
+            base_model=self.source.ref.id,
+            base_revision=self.source.ref.revision,
+            hf_prune_version=hf_prune.__version__,
+        )
+        self.tokenizer, self.models, self.run = tokenizer, models, run
+        self._limit = calibration.model_limit(model_config.get_text_config(decoder=True))
+        self._progress, self._token = progress, token
+        self._scores: Scores | None = None
+        self._plan: Plan | None = None
+        self._healing: Healing | None = None
+        self._adapter: Path | None = None
+        self._saved: Path | None = None
+        self.texts = Texts(
+            self.config, tokenizer, self._limit, self.source.ref.digest, run, models.original, token, progress
+        )
+        self.judge = Judge(self.config.evaluation, models, self.texts, tokenizer, run, self._limit)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model as it is now: original, pruned or healed; loaded when it is not in memory."""
+        return self.models.current()
+
+    def measure(self) -> Scores:
+        """Measure the distances that the recipe's planner chooses by, in one pass over the calibration text.
+
+        Raises:
+            ConfigError: the recipe measures nothing.
+            DataError: the calibration text cannot be had.
+            MeasureError: NaN or infinite hidden states.
+        """
+        recipe = self.config.recipe()
+        if recipe.measure is None:
+            raise ConfigError(f"method '{recipe.name}' measures nothing; give measure='angular' to measure anyway")
+        if self._scores is None:
+            samples = self.texts.calibration()
+            inputs = {
+                "model": self.source.ref,
+                "measure": recipe.measure,
+                "options": self.config.measure_kwargs,
+                "text": samples.use,
+                "dtype": str(self.models.kwargs["dtype"]),
+            }
+            if self.run.has("measure", inputs):
+                self._scores = Scores.load(self.run.path)
+            else:
+                self._scores = measure_model(
+                    decoder_of(self.models.original(), self.source.ref.id),
+                    samples,
+                    model=self.source.ref,
+                    name=recipe.measure,
+                    options=self.config.measure_kwargs,
+                    batch_size=self.config.calibration.batch_size,
+                    progress=self._progress,
+                )
+                self.run.begin("measure")
+                self._scores.save(self.run.path)
+                self.run.finish("measure", inputs)
+        return self._scores
+
+    def plan(self) -> Plan:
+        """Choose the layers that go; measures first where the recipe needs it.
+
+        Raises:
+            ConfigError: no amount, or one that the model cannot lose.
+        """
+        if self._plan is None:
+            check_amount(self.config, self.source.ref.num_layers, self.source.ref.id)
+            measured = self.config.recipe().measure is not None and self.config.layers is None
+            scores = self.measure() if measured else None
+            by_weight = self.config.sparsity is not None and self.config.sparsity_of != "layers"
+            sizes = self.models.sizes() if by_weight else Sizes((), (), 0, 0)
+            self._plan = make_plan(self.config, self.source.ref, sizes, scores)
+            self._plan.save(self.run.path)
+        return self._plan
+
+    def use_plan(self, plan: Plan) -> None:
+        """Carry out a plan that was made before, instead of choosing.
+
+        Raises:
+            ConfigError: it was made for another model.
+        """
+        if (plan.model.num_layers, plan.model.model_type, plan.model.digest) != (
+            self.source.ref.num_layers, self.source.ref.model_type, self.source.ref.digest,
+        ):  # fmt: skip
+            raise ConfigError(
+                f"the plan was made for '{plan.model.id}' ({plan.model.num_layers} {plan.model.model_type} blocks, "
+                f"digest {plan.model.digest[:12]}); '{self.source.ref.id}' has {self.source.ref.num_layers} "
+                f"{self.source.ref.model_type} blocks and digest {self.source.ref.digest[:12]}. Plan again"
+            )
+        self._plan = plan
+
+    def prune(self) -> PreTrainedModel:
+        """Cut the model, planning first where that was not done.
+
+        A model that was handed over in memory is cut in place, so whatever needs the original (its evaluation, text
+        sampled from it for healing) is done before; a model of a folder or the Hub is loaded again when needed.
+
+        Returns:
+            The pruned model.
+        """
+        if self.models.stage != "original":
+            raise ConfigError(f"the model is {self.models.stage} already; make a new Pruner to prune it further")
+        plan = self.plan()
+        if not self.models.reloadable:
+            self.evaluate_as("original")
+            if self.texts.samples_itself("healing"):
+                self.prepare_healing()
+        self.models.cut(plan)
+        return self.model
+
+    def prepare_healing(self) -> None:
+        """Get the healing text now: early, so that a missing dataset is told before hours of work, or while the
+        original is there that it is sampled from.
+
+        Raises:
+            DataError: the text cannot be had.
+        """
+        settings = self._resolve_healing()
+        self.texts.held_out(settings)
+        self.texts.healing(settings)
+
+    def heal(self) -> Healing:
+        """Heal the pruned model by LoRA or QLoRA, pruning first where that was not done.
+
+        An interrupted run goes on from its last checkpoint when the same call is made with the same run folder.
+
+        Raises:
+            MissingExtraError: peft or accelerate is not installed.
+            DataError: the healing text cannot be had.
+        """
+        if self.models.stage == "healed":
+            raise ConfigError("the model is healed already; make a new Pruner to heal it again")
+        healing.require(self.config.healing.quantize)
+        if self.models.stage == "original":
+            self.prune()
+        settings = self._resolve_healing()
+        held_out, samples = self.texts.held_out(settings), self.texts.healing(settings)
+        folder, device = self.models.checkpoint(self.plan()).folder, self.model.device
+        assert folder is not None
+        self.models.release()  # the trainer loads its own copy, quantized where asked
+        result = healing.heal(
+            folder,
+            samples,
+            held_out,
+            settings,
+            run_folder=self.run.path / "healing",
+            base_model=self.source.ref.id,
+            device=device,
+            progress=self._progress,
+            trust_remote_code=self.models.kwargs["trust_remote_code"],
+        )
+        self.models.replace(result.model)
+        self._adapter, self._healing = result.adapter, result.record
+        self.config = dataclasses.replace(self.config, healing=settings)
+        self._saved = None  # what was saved before is another model
+        self._healing.save(self.run.path)
+        return self._healing
+
+    def _resolve_healing(self) -> HealingConfig:
+        return healing.resolve(
+            self.config.healing,
+            recipe=self.config.recipe().healing,
+            base_model=self.source.ref.id,
+            limit=self._limit,
+            parameters=self.models.pruned_parameters(self.plan()),
+            device=self.model.device,
+            run_folder=self.run.path,
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Measure original, pruned and (where healed) healed model, as far as that was not done yet.
+
+        Of a healed folder that was taken up, merging has taken the pruned weights: original and healed are measured.
+        """
+        labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
+        if self.models.stage == "healed" and self._adapter is None:
+            labels.remove("pruned")
+        models = tuple(self.evaluate_as(label) for label in labels)
+        self._saved = None  # what was saved before lacks the figures
+        record = Evaluation(models, environment.describe(self.model))
+        record.save(self.run.path)
+        return record
+
+    def evaluate_as(self, label: Label) -> ModelEvaluation:
+        """Measure one of the three models; the original is best measured before surgery, while it is in memory."""
+        plan = None if label == "original" else self.plan()
+        return self.judge.measure(label, plan, self._healing if label == "healed" else None)
