@@ -83,6 +83,8 @@ def locate(
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     check_prunable(config, name)
     text = config.get_text_config(decoder=True)
+    if layer_count(text) < 2:
+        raise ArchitectureError(f"'{name}' has num_hidden_layers={layer_count(text)}; expected at least 2 to drop one")
     if resolved.commit is not None and weights:
         folder = hub_pull.pull(resolved.id, resolved.commit, token, allow_patterns=code)
     if weights or resolved.commit is None:
