@@ -88,12 +88,15 @@ class PrunerConfig:
         check_from_zero(self, "protect_first", "protect_last")
         serial.settle(self)
         recipe = self.recipe()
-        if recipe.measure is not None:
-            measure.get(recipe.measure).check_options(self.measure_kwargs, "measure")
-        elif self.measure_kwargs:
+        if recipe.measure is None and self.measure_kwargs:
             raise ConfigError(f"measure_kwargs={self.measure_kwargs} but method '{self.method}' measures nothing")
-        planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
-        surgery.get(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
+        # What a method names is registered; looking that up would import torch, which takes seconds.
+        if recipe.measure is not None and (self.measure is not None or self.measure_kwargs):
+            measure.get(recipe.measure).check_options(self.measure_kwargs, "measure")
+        if self.planner is not None or self.planner_kwargs:
+            planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
+        if self.surgery is not None or self.surgery_kwargs:
+            surgery.get(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
 
     def _check_amount(self) -> None:
         given = {

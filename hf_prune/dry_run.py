@@ -7,7 +7,7 @@ from hf_prune import calibration, healing
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
 from hf_prune.loading import locate
-from hf_prune.models import load_kwargs
+from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
 from hf_prune.records import ModelRef, Scores
@@ -45,9 +45,13 @@ def preview(
     if heal:
         healing.require(config.healing.quantize)
     run_folder = beside(output)
-    base = config.base_model if Path(model_id).is_dir() else None
     source, model_config = locate(
-        model_id, revision=revision, token=token, trust_remote_code=trust_remote_code, base_model=base, weights=False
+        model_id,
+        revision=revision,
+        token=token,
+        trust_remote_code=trust_remote_code,
+        base_model=name_given(config, model_id),
+        weights=False,
     )
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import extras, loading
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes
+from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.loading import Source
@@ -45,6 +46,11 @@ def load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bo
         "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
         "trust_remote_code": trust_remote_code,
     }
+
+
+def name_given(config: PrunerConfig, model_id: str | Path) -> str | None:
+    """What the user calls a base that is given as a folder; the name in a recipe of another model is that model's."""
+    return config.base_model if Path(model_id).is_dir() and config.hf_prune_version is None else None
 
 
 class Models:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import serial
 from hf_prune.cards import generate
 from hf_prune.config import PrunerConfig
-from hf_prune.errors import HubError
+from hf_prune.errors import ConfigError, HubError
 from hf_prune.healing.adapter import set_adapter_base
 from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
 from hf_prune.plots import PLOT_FILE, plot_distances
@@ -75,6 +75,11 @@ class Finished:
             ConfigError: no recipe or no plan there, or files that cannot be read.
         """
         records = folder / RECORDS
+        if not (records / OUTPUT_FILE).is_file():
+            lacks = f"it has no {RECORDS}/{OUTPUT_FILE}" if folder.is_dir() else "it is not there"
+            raise ConfigError(
+                f"'{folder}' is no folder that hf-prune has finished ({lacks}); expected an --output of it"
+            )
         facts = serial.read_json(records / OUTPUT_FILE)
         return cls(
             config=PrunerConfig.from_pretrained(folder),

@@ -113,7 +113,8 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
             f"model ({_in_words(model)}). Measure again"
         )
     if config.layers is not None:
-        choice = Choice(config.layers, f"Layers {ranges(config.layers)} were named by the user.")
+        named = "Layers {} were" if len(config.layers) > 1 else "Layer {} was"
+        choice = Choice(config.layers, f"{named.format(ranges(config.layers))} named by the user.")
     else:
         choice = _choose(config, recipe, model, sizes, scores)
     plan = Plan(

@@ -14,7 +14,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.config import PrunerConfig
 from hf_prune.hub import PushResult
 from hf_prune.loading import Source, bare_name
-from hf_prune.models import Models, load_kwargs, weights_digest
+from hf_prune.models import Models, load_kwargs, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
 from hf_prune.plan import check_amount
 from hf_prune.records import Evaluation, ModelRef
@@ -106,7 +106,7 @@ class Pruner(Stages):
             revision=revision,
             token=token,
             trust_remote_code=trust_remote_code,
-            base_model=config.base_model if Path(model_id).is_dir() else None,
+            base_model=name_given(config, model_id),
         )
         check_amount(config, source.ref.num_layers, source.ref.id, needed=False)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)

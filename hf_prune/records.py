@@ -119,7 +119,8 @@ class Plan(Record):
 
     def describe(self) -> str:
         """For people: "drop layers 21–28 (8 of 32, counted from 0)"."""
-        return f"drop layers {ranges(self.dropped)} ({len(self.dropped)} of {self.model.num_layers}, counted from 0)"
+        layers = "layer" if len(self.dropped) == 1 else "layers"
+        return f"drop {layers} {ranges(self.dropped)} ({len(self.dropped)} of {self.model.num_layers}, counted from 0)"
 
 
 def ranges(layers: tuple[int, ...]) -> str:

@@ -84,6 +84,8 @@ def run(
         push = _check_push(push, token, push_kwargs)  # before the first download
     pruner = Pruner.from_pretrained(model_id, config, run_folder=run_folder, progress=progress, **load_kwargs)
     check_amount(pruner.config, pruner.source.ref.num_layers, pruner.source.ref.id)
+    if heal:
+        pruner.check_healing()
     if push is not None and push_kwargs.get("private") is None:
         push_kwargs["private"] = default_private(pruner.source.ref, token)
         if push_kwargs["private"]:

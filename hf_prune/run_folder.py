@@ -27,15 +27,14 @@ class RunFolder:
         path: the folder, made when the first file goes into it; None makes a temporary one that goes with this object.
 
     Raises:
-        OutputError: there is a file of that name.
+        OutputError: something of that name is there that no run has left.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self._path = Path(tempfile.mkdtemp(prefix="hf-prune-") if path is None else path)
         if path is None:
             weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
-        if self._path.exists() and not self._path.is_dir():
-            raise OutputError(f"the run folder '{self._path}' is a file; expected a folder, or nothing")
+        _check_ours(self._path)
 
     @property
     def path(self) -> Path:
@@ -84,11 +83,7 @@ def beside(output: Path) -> Path:
     """
     target = Path(os.path.abspath(output))
     path = target.parent / f"{target.name}.run"
-    if path.exists() and not (path.is_dir() and ((path / _OURS).is_file() or not any(path.iterdir()))):
-        raise OutputError(
-            f"'{path}', where this run would keep its working state, holds something else; move it, or choose another "
-            "output"
-        )
+    _check_ours(path)
     return path
 
 
@@ -101,3 +96,11 @@ def remove(path: Path) -> None:
 def digest(inputs: dict[str, Any]) -> str:
     """The sha256 of everything that a stage depends on."""
     return hashlib.sha256(json.dumps(serial.to_dict(inputs), sort_keys=True).encode()).hexdigest()
+
+
+def _check_ours(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and ((path / _OURS).is_file() or not any(path.iterdir()))):
+        raise OutputError(
+            f"'{path}', where working state would be kept, is a file or holds something else; expected a new or empty "
+            "folder, or one that an interrupted run has left. Move it, or choose another output"
+        )

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
-from hf_prune import calibration, environment, healing
+from hf_prune import calibration, environment, healing, serial
 from hf_prune.architecture import check_prunable, decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
-from hf_prune.errors import ConfigError
+from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.measure import measure_model
 from hf_prune.models import LABELS, Label, Models
@@ -58,6 +58,7 @@ class Stages:
         self.tokenizer, self.models, self.run = tokenizer, models, run
         self._limit = calibration.model_limit(model_config.get_text_config(decoder=True))
         self._progress, self._token = progress, token
+        self._quantized = getattr(model_config, "quantization_config", None) is not None
         self._scores: Scores | None = None
         self._plan: Plan | None = None
         self._healing: Healing | None = None
@@ -66,7 +67,7 @@ class Stages:
         self.texts = Texts(
             self.config, tokenizer, self._limit, self.source.ref.digest, run, models.original, token, progress
         )
-        self.judge = Judge(self.config.evaluation, models, self.texts, tokenizer, run, self._limit)
+        self.judge = Judge(self.config.evaluation, models, self.texts, tokenizer, run, self._limit, progress)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -141,6 +142,10 @@ class Stages:
                 f"{self.source.ref.model_type} blocks and digest {self.source.ref.digest[:12]}. Plan again"
             )
         self._plan = plan
+        # The recipe tells what is done.
+        self.config = dataclasses.replace(
+            self.config, method=plan.method, layers=plan.dropped, drop_layers=None, sparsity=None
+        )
 
     def prune(self) -> PreTrainedModel:
         """Cut the model, planning first where that was not done.
@@ -169,8 +174,35 @@ class Stages:
             DataError: the text cannot be had.
         """
         settings = self._resolve_healing()
-        self.texts.held_out(settings)
+        self._original_loss(settings)
         self.texts.healing(settings)
+
+    def check_healing(self) -> None:
+        """Refuse what cannot be healed, before any work.
+
+        Raises:
+            MissingExtraError: peft, accelerate or (where it was asked for) bitsandbytes is not installed.
+            CheckpointError: the weights are quantized already.
+        """
+        healing.require(self.config.healing.quantize)
+        if self._quantized:
+            raise CheckpointError(
+                f"'{self.source.ref.id}' holds quantized weights, into which no healing can be merged; prune and heal "
+                "the unquantized model it was made from, then quantize the result (pruning alone works here)"
+            )
+
+    def _original_loss(self, settings: HealingConfig) -> float | None:
+        """Loss of the original on the held-out text, where it was or can be measured without loading it again."""
+        held_out = self.texts.held_out(settings)
+        inputs = {"model": self.source.ref, "text": held_out.use, "dtype": str(self.models.kwargs["dtype"])}
+        path = self.run.path / "original_loss.json"
+        if not self.run.has("original-loss", inputs):
+            if self.models.stage != "original":
+                return None
+            loss = healing.held_out_loss(self.model, held_out, batch_size=settings.micro_batch_size or 1)
+            serial.write_text(path, serial.dumps(loss))
+            self.run.finish("original-loss", inputs)
+        return float(serial.read_json(path))
 
     def heal(self) -> Healing:
         """Heal the pruned model by LoRA or QLoRA, pruning first where that was not done.
@@ -183,7 +215,7 @@ class Stages:
         """
         if self.models.stage == "healed":
             raise ConfigError("the model is healed already; make a new Pruner to heal it again")
-        healing.require(self.config.healing.quantize)
+        self.check_healing()
         if self.models.stage == "original":
             self.prune()
         settings = self._resolve_healing()
@@ -199,6 +231,7 @@ class Stages:
             run_folder=self.run.path / "healing",
             base_model=self.source.ref.id,
             device=device,
+            original_loss=self._original_loss(settings),
             progress=self._progress,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
         )

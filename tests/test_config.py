@@ -218,7 +218,7 @@ def test_overrides_fill_the_recipe() -> None:
 def test_recipes_name_what_is_registered() -> None:
     for name, method in METHODS.items():
         assert method.name == name and method.paper.startswith("https://arxiv.org/abs/")
-        PrunerConfig(name)  # checks measure, planner and surgery
+        PrunerConfig(name, measure=method.measure, planner=method.planner, surgery=method.surgery)  # known names
     uidl, simple = METHODS["uidl"], METHODS["simple"]
     assert (uidl.measure, uidl.planner, uidl.protect_first, uidl.protect_last) == ("angular", "window", 0, 0)
     assert (simple.measure, simple.planner, simple.protect_first, simple.protect_last) == (None, "before_last", 0, 1)

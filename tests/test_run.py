@@ -11,7 +11,7 @@ from hf_prune import PrunerConfig
 from hf_prune.errors import ConfigError, DataError, HubError, MissingExtraError, OutputError
 from hf_prune.output import Finished
 from hf_prune.run import run
-from tests.cli.support import planted, recipe, tree
+from tests.cli.support import fast, parses, planted, recipe, tree
 from tests.making import logits
 from tests.tiny import tokens
 
@@ -27,9 +27,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check saved models without a new process for each."""
-    monkeypatch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `fast`."""
+    fast(monkeypatch)
 
 
 @pytest.fixture
@@ -76,6 +76,8 @@ def test_the_whole_job(hub, hub_token, new_repo_id, base: Path, tmp_path: Path, 
     assert set(remote) - {".gitattributes"} == set(tree(output))
     assert all(remote[path] == (output / path).read_bytes() for path in tree(output))
     card = remote["README.md"].decode()
+    command = next(line for line in card.splitlines() if line.startswith("hf-prune run "))
+    assert parses(command) == "run" and f"--revision {commit}" in command
     assert f"base_model: {source}" in card and "license: mit" in card and f'name = "{target}"' in card
 
     model, info = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
@@ -92,7 +94,7 @@ def test_the_whole_job(hub, hub_token, new_repo_id, base: Path, tmp_path: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-def test_other_settings_in_the_same_folder_are_refused(base: Path, tmp_path: Path, streamed, monkeypatch) -> None:
+def test_other_settings_in_the_same_folder_are_refused(base: Path, tmp_path: Path, quickly, monkeypatch) -> None:
     output, text = tmp_path / "out", tmp_path / "text.txt"
     text.write_text(TEXT * 200)
     settings = {"calibration": {"dataset": str(text)}, "evaluate": False}
@@ -116,14 +118,14 @@ def test_other_settings_in_the_same_folder_are_refused(base: Path, tmp_path: Pat
     assert tree(output) == before and not (tmp_path / "out.run").exists()
 
 
-def test_without_evaluation_and_healing(base: Path, tmp_path: Path, streamed) -> None:
+def test_without_evaluation_and_healing(base: Path, tmp_path: Path, quickly) -> None:
     result = go(base, tmp_path / "out", layers=[5, 2], evaluate=False)
     assert result.evaluation is None and result.finished.scores is None and result.finished.healing is None
     assert result.finished.plan.dropped == (2, 5)
     assert len(AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.layers) == 6
 
 
-def test_text_of_a_dataset(base: Path, tmp_path: Path, streamed) -> None:
+def test_text_of_a_dataset(base: Path, tmp_path: Path, quickly) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "text.txt").write_text("".join(f"{TEXT} {i}. " for i in range(400)))
     dataset = str(tmp_path / "secret" / "text.txt")
@@ -136,7 +138,7 @@ def test_text_of_a_dataset(base: Path, tmp_path: Path, streamed) -> None:
     assert "secret" not in written and str(tmp_path) not in written
 
 
-def test_a_link_as_output(base: Path, tmp_path: Path, streamed) -> None:
+def test_a_link_as_output(base: Path, tmp_path: Path, quickly) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
     go(base, tmp_path / "link", layers=[2], evaluate=False)
@@ -147,7 +149,9 @@ def test_a_link_as_output(base: Path, tmp_path: Path, streamed) -> None:
 def test_somebody_else_s_folder_is_not_taken_for_working_state(base: Path, tmp_path: Path, no_work) -> None:
     (tmp_path / "out.run").mkdir()
     (tmp_path / "out.run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="out.run', where this run would keep its working state, holds something else"):
+    with pytest.raises(
+        OutputError, match="out.run', where working state would be kept, is a file or holds something else"
+    ):
         go(base, tmp_path / "out")
     assert (tmp_path / "out.run" / "thesis.txt").read_text() == "years of work"
 
@@ -206,7 +210,7 @@ def test_an_amount_is_needed(base: Path, tmp_path: Path, no_work) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_state_of_other_settings_is_not_used(base: Path, tmp_path: Path, streamed, monkeypatch) -> None:
+def test_state_of_other_settings_is_not_used(base: Path, tmp_path: Path, quickly, monkeypatch) -> None:
     """A run that was broken off, taken up with other settings, gives what those settings give from nothing."""
     settings = {"heal": True, "evaluate": False}
     wanted = go(base, tmp_path / "wanted", layers=[2], **settings)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_prune.cli.configs import default_output, make_config
 from hf_prune.cli.console import Console, rows
 from hf_prune.cli.options import (
     ConsoleOptions,
@@ -14,9 +15,7 @@ from hf_prune.cli.options import (
     ModelOptions,
     PushOptions,
     RecipeOptions,
-    default_output,
     grouped,
-    make_config,
 )
 from hf_prune.config import PrunerConfig
 from hf_prune.records import Plan

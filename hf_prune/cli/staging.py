@@ -5,17 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_prune.cli.configs import continued, default_output, make_config
 from hf_prune.cli.console import Console, rows
 from hf_prune.cli.options import (
+    CalibrationOptions,
     ConsoleOptions,
-    DataOptions,
+    EvaluationOptions,
     HealOptions,
+    LoadOptions,
     ModelOptions,
     RecipeOptions,
-    continued,
-    default_output,
+    TextOptions,
     grouped,
-    make_config,
 )
 from hf_prune.records import Plan, Scores
 
@@ -31,7 +32,7 @@ def measure_command(
         Path | None, typer.Option("--output", "-o", help="Folder for scores.json. Default: NAME-scores.")
     ] = None,
     recipe: RecipeOptions,
-    data: DataOptions,
+    data: CalibrationOptions,
     loading: ModelOptions,
     talk: ConsoleOptions,
 ) -> None:
@@ -75,7 +76,7 @@ def plan_command(
         Path | None, typer.Option("--output", "-o", help="Folder for plan.json. Default: the scores' own.")
     ] = None,
     recipe: RecipeOptions,
-    data: DataOptions,
+    data: CalibrationOptions,
     loading: ModelOptions,
     talk: ConsoleOptions,
 ) -> None:
@@ -127,7 +128,7 @@ def prune_command(
     plan: Annotated[Path | None, typer.Option("--plan", help="A plan made before.", metavar="FILE")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder.")] = None,
     recipe: RecipeOptions,
-    data: DataOptions,
+    data: CalibrationOptions,
     loading: ModelOptions,
     talk: ConsoleOptions,
 ) -> None:
@@ -158,7 +159,7 @@ def _recipe_of(plan: Plan, given: RecipeOptions) -> RecipeOptions:
     named = [f"--{name.replace('_', '-')}" for name in amounts if getattr(given, name) is not None]
     if named:
         raise ConfigError(f"--plan says already what goes; leave out {', '.join(named)}, or plan again")
-    return replace(given, method=plan.method, layers=",".join(map(str, plan.dropped)))
+    return replace(given, method=plan.method)
 
 
 @grouped
@@ -169,9 +170,9 @@ def heal_command(
         Path | None, typer.Option("--output", "-o", help="New or empty folder. Default: DIR-healed.")
     ] = None,
     original: Annotated[str | None, typer.Option(help="The model that was pruned; needed to sample text.")] = None,
-    data: DataOptions,
+    data: TextOptions,
     healing: HealOptions,
-    loading: ModelOptions,
+    loading: LoadOptions,
     talk: ConsoleOptions,
 ) -> None:
     """Heal a pruned folder by LoRA or QLoRA. Interrupted, it goes on when the same command is given again."""
@@ -189,7 +190,7 @@ def heal_command(
         original=original,
         run_folder=run_folder,
         progress=console.progress,
-        **_without_revision(loading),
+        **loading.load_kwargs(),
     )
     record = pruner.heal()
     pruner.save_pretrained(target)
@@ -214,8 +215,8 @@ def evaluate_command(
     folder: Folder,
     *,
     original: Annotated[str | None, typer.Option(help="The model that was pruned; default: from the records.")] = None,
-    data: DataOptions,
-    loading: ModelOptions,
+    data: EvaluationOptions,
+    loading: LoadOptions,
     talk: ConsoleOptions,
 ) -> None:
     """Measure a finished folder against its original, and write record and card anew."""
@@ -225,17 +226,9 @@ def evaluate_command(
 
     console = Console(talk.quiet, talk.json)
     config = continued(folder, "evaluation", data)
-    pruner = Pruner.from_pruned(
-        folder, config, original=original, progress=console.progress, **_without_revision(loading)
-    )
+    pruner = Pruner.from_pruned(folder, config, original=original, progress=console.progress, **loading.load_kwargs())
     evaluation = update_evaluation(
         folder, pruner.config, pruner.evaluate(), tokens=tuple(pruner.texts.sampled_files())
     )
     console.show(table(evaluation))
     console.done(f"Evaluated {folder}", {"record": str(folder / "pruning" / "evaluation.json")})
-
-
-def _without_revision(loading: ModelOptions) -> dict[str, Any]:
-    kwargs = loading.load_kwargs()
-    del kwargs["revision"]  # the records name the commit
-    return kwargs

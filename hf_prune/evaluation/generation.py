@@ -15,7 +15,12 @@ from hf_prune.records import Completion
 
 @torch.inference_mode()
 def completions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    progress: bool = False,
 ) -> tuple[Completion, ...]:
     """Let a model continue prompts: the likeliest token at each step, cached, until it ends or has written enough.
 
@@ -27,6 +32,7 @@ def completions(
         tokenizer: its tokenizer.
         prompts: one by one, so nothing is padded.
         new_tokens: most tokens written after each; fewer where the model's limit comes first.
+        progress: whether to show a bar.
 
     Returns:
         One completion a prompt; its text leaves special tokens out.
@@ -41,9 +47,8 @@ def completions(
     done = []
     with evaluating(model):
         try:
-            for prompt, ids in tqdm(
-                list(zip(prompts, encoded, strict=True)), desc="writing", unit="prompt", leave=False, disable=None
-            ):
+            pairs = list(zip(prompts, encoded, strict=True))
+            for prompt, ids in tqdm(pairs, desc="writing", unit="prompt", leave=False, disable=not progress):
                 room = new_tokens if limit is None else min(new_tokens, limit - ids.shape[1])
                 model.generation_config = _greedy(own, tokenizer, room)
                 ids = ids.to(device)

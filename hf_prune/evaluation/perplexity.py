@@ -76,6 +76,7 @@ def measure_text(
     capture_bytes: int | None = None,
     compare: Reference | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> TextMeasures:
     """Everything that one pass over a text can tell.
 
@@ -93,6 +94,7 @@ def measure_text(
         capture_bytes: bytes of this model's logits to keep, for later models to be compared with; None keeps none.
         compare: the original's logits on this text.
         seed: of the positions kept.
+        progress: whether to show a bar.
 
     Raises:
         DataError: too little text, or a stride above the window.
@@ -105,7 +107,7 @@ def measure_text(
     capture = None if capture_bytes is None else Capture(sum(s.end - s.first for s in spans), capture_bytes, seed)
     comparison = None if compare is None else Comparison(compare, len(spans), text, window, stride)
     with evaluating(model):
-        for rows in score(model, samples.sequences, spans, batch_size, name):
+        for rows in score(model, samples.sequences, spans, batch_size, name, progress):
             log_probs = rows.logits.float().log_softmax(-1)
             nll.add(rows.window, -log_probs.gather(-1, rows.targets[:, None])[:, 0])
             if capture is not None:

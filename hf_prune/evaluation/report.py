@@ -24,6 +24,7 @@ def evaluate_original(
     config: EvaluationConfig,
     *,
     budget_bytes: int = BUDGET_BYTES,
+    progress: bool = False,
 ) -> tuple[ModelEvaluation, Reference]:
     """Measure the original, before surgery changes it, and keep what later models are compared with.
 
@@ -33,6 +34,7 @@ def evaluate_original(
         texts: name to text; the first is the one that models are compared on.
         config: what to measure.
         budget_bytes: most bytes of logits to keep.
+        progress: whether to show bars.
 
     Returns:
         Its figures, and its logits on the first text. Save both to go on after an interruption.
@@ -41,7 +43,7 @@ def evaluate_original(
         DataError: no text, too little of it, or prompts that don't fit.
         MeasureError: NaN or infinity in the logits, or weights that can't be counted.
     """
-    figures, first = _evaluate(model, tokenizer, texts, config, "original", None, budget_bytes)
+    figures, first = _evaluate(model, tokenizer, texts, config, "original", None, budget_bytes, progress)
     assert first.reference is not None  # it was asked for
     return figures, first.reference
 
@@ -54,6 +56,7 @@ def evaluate(
     *,
     label: Literal["original", "pruned", "healed"],
     reference: Reference | None = None,
+    progress: bool = False,
 ) -> ModelEvaluation:
     """Measure one model.
 
@@ -64,12 +67,13 @@ def evaluate(
         config: what to measure, the same as for the original.
         label: which model this is.
         reference: the original's logits on the first text; None leaves the fidelity out.
+        progress: whether to show bars.
 
     Raises:
         DataError: no text, too little of it, or prompts that don't fit.
         MeasureError: NaN or infinity in the logits, weights that can't be counted, or a reference of another text.
     """
-    return _evaluate(model, tokenizer, texts, config, label, reference, None)[0]
+    return _evaluate(model, tokenizer, texts, config, label, reference, None, progress)[0]
 
 
 def _evaluate(
@@ -80,11 +84,12 @@ def _evaluate(
     label: Literal["original", "pruned", "healed"],
     reference: Reference | None,
     capture_bytes: int | None,
+    progress: bool,
 ) -> tuple[ModelEvaluation, TextMeasures]:
     if not texts:
         raise DataError(f"there is no text to evaluate the {label} model on; give at least one")
     weights = count_weights(model)
-    written = completions(model, tokenizer, config.prompts, config.new_tokens)
+    written = completions(model, tokenizer, config.prompts, config.new_tokens, progress=progress)
     measures = [
         measure_text(
             model,
@@ -97,6 +102,7 @@ def _evaluate(
             capture_bytes=None if number else capture_bytes,
             compare=None if number else reference,
             seed=config.seed,
+            progress=progress,
         )
         for number, (name, samples) in enumerate(texts.items())
     ]

@@ -131,7 +131,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def score(
-    model: PreTrainedModel, sequences: Sequence[torch.Tensor], spans: Sequence[Window], batch_size: int, name: str
+    model: PreTrainedModel,
+    sequences: Sequence[torch.Tensor],
+    spans: Sequence[Window],
+    batch_size: int,
+    name: str,
+    progress: bool = False,
 ) -> Iterator[Rows]:
     """Run windows through the model and hand out the logits of the scored positions.
 
@@ -143,6 +148,7 @@ def score(
         spans: windows into them.
         batch_size: windows at once.
         name: of the text, for progress and errors.
+        progress: whether to show a bar.
 
     Raises:
         MeasureError: a logit is NaN or infinite; names text, sequence and window.
@@ -150,7 +156,7 @@ def score(
     device = first_device(model)
     inputs = [sequences[w.sequence][w.start : w.end] for w in spans]
     offset = 0
-    with tqdm(total=len(spans), desc=f"scoring {name}", unit="window", leave=False, disable=None) as progress:
+    with tqdm(total=len(spans), desc=f"scoring {name}", unit="window", leave=False, disable=not progress) as bar:
         for number, batch in enumerate(batches(inputs, batch_size)):
             chosen = range(number * batch_size, number * batch_size + len(batch.input_ids))
             row, column, target = _scored(sequences, spans, chosen)
@@ -162,7 +168,7 @@ def score(
                 _check_finite(part.logits, window, spans, name)
                 yield Rows(offset, window, target[rows].to(part.logits.device), part.logits)
                 offset += size
-            progress.update(len(chosen))
+            bar.update(len(chosen))
 
 
 def _scored(

@@ -1,6 +1,7 @@
 """Original, pruned and healed model of one run, each measured once and remembered in the run folder."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,6 +16,8 @@ from hf_prune.records import Healing, ModelEvaluation, Plan, TextUse
 from hf_prune.run_folder import RunFolder
 from hf_prune.texts import Texts
 
+logger = logging.getLogger(__name__)
+
 
 class Judge:
     """Measures the models of a run on the same text.
@@ -26,13 +29,22 @@ class Judge:
         tokenizer: of the models.
         run: where figures and the original's logits are kept.
         limit: positions that the models can take.
+        progress: whether to show bars.
     """
 
     def __init__(
-        self, config: EvaluationConfig, models: Models, texts: Texts, tokenizer: Tokenizer, run: RunFolder, limit: int
+        self,
+        config: EvaluationConfig,
+        models: Models,
+        texts: Texts,
+        tokenizer: Tokenizer,
+        run: RunFolder,
+        limit: int,
+        progress: bool = False,
     ) -> None:
         self._config = dataclasses.replace(config, max_length=min(config.max_length, limit))
         self._models, self._texts, self._tokenizer, self._run = models, texts, tokenizer, run
+        self._progress = progress
         self._made: dict[Label, ModelEvaluation] = {}
 
     @property
@@ -75,13 +87,24 @@ class Judge:
 
     def _measure(self, label: Label, plan: Plan | None) -> ModelEvaluation:
         samples = self._texts.evaluation()
+        logger.info("evaluating the %s model on %d tokens", label, samples.tokens)
         texts, reference = {text_name(samples.use): samples}, self._run.path / "reference.safetensors"
         if label == "original":
-            figures, kept = evaluate_original(self._models.original(), self._tokenizer, texts, self._config)
+            figures, kept = evaluate_original(
+                self._models.original(), self._tokenizer, texts, self._config, progress=self._progress
+            )
             kept.save(reference)
             return figures
         model = self._model(label, plan)
-        return evaluate(model, self._tokenizer, texts, self._config, label=label, reference=Reference.load(reference))
+        return evaluate(
+            model,
+            self._tokenizer,
+            texts,
+            self._config,
+            label=label,
+            reference=Reference.load(reference),
+            progress=self._progress,
+        )
 
     def _model(self, label: Label, plan: Plan | None) -> PreTrainedModel | Any:
         if label == self._models.stage:

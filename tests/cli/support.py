@@ -6,14 +6,19 @@ import hashlib
 import io
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import typer
 
 from hf_prune import cli
+from hf_prune.cli.app import app
 from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
+from tests.healing.support import SPEED
 from tests.making import base_folder
 
 LENGTH = 12
@@ -27,11 +32,18 @@ EVALUATION = EvaluationConfig(samples=4, max_length=LENGTH, prompts=("The sea",)
 CALIBRATION = CalibrationConfig(samples=6, max_length=LENGTH, batch_size=3)
 
 
+def fast(patch: pytest.MonkeyPatch) -> None:
+    """Check saved models without a new process for each, and measure no machine, which makes healing repeatable too."""
+    patch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
+    patch.setattr("hf_prune.healing.lora.probe", lambda device, parameters: SPEED)
+
+
 def recipe(**fields: Any) -> PrunerConfig:
     """A recipe that takes about a second with a tiny model; nested settings are given as dicts of changes."""
     parts = {"calibration": CALIBRATION, "healing": HEALING, "evaluation": EVALUATION}
     changed = {name: dataclasses.replace(part, **fields.pop(name, {})) for name, part in parts.items()}
-    return PrunerConfig(**({"drop_layers": 2} if not fields.keys() & {"layers", "sparsity"} else {}) | fields, **changed)
+    amount = {} if fields.keys() & {"layers", "sparsity"} else {"drop_layers": 2}
+    return PrunerConfig(**amount | fields, **changed)
 
 
 def recipe_file(folder: Path, **fields: Any) -> str:
@@ -97,6 +109,20 @@ def done(*arguments: str | Path) -> Called:
     called = call(*arguments)
     assert called.code == 0, (called.out, called.err)
     return called
+
+
+def parses(line: str) -> str:
+    """Check that a line such as "hf-prune run ..." fits the options of its command, and return the command's name."""
+    program, name, *words = shlex.split(line, comments=True)
+    assert program == "hf-prune", line
+    group = typer.main.get_command(app)
+    command = group.commands.get(name)
+    assert command is not None, f"{line}: there is no command {name}"
+    try:
+        command.make_context(name, words, parent=group.make_context("hf-prune", [name]))
+    except typer.main._click.exceptions.UsageError as error:
+        raise AssertionError(f"{line}: {error.format_message()}") from error
+    return name
 
 
 def tree(folder: Path) -> dict[str, str]:

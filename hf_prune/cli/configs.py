@@ -1,0 +1,98 @@
+"""How the options of a command make a recipe."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_prune.cli.options import CalibrationOptions, HealOptions, RecipeOptions, TextOptions
+from hf_prune.config import PrunerConfig
+from hf_prune.errors import ConfigError
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layer indices from "21-28", "3,5,9" or a mixture; both ends of a range are included.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    layers: list[int] = []
+    for part in text.replace("–", "-").split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if found is None or (found[2] and int(found[2]) < int(found[1])):
+            raise ConfigError(f"--layers {text!r}: {part!r} is no layer or range; expected such as 21-28 or 3,5,9")
+        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return tuple(layers)
+
+
+def make_config(
+    recipe: RecipeOptions,
+    data: CalibrationOptions,
+    heal: HealOptions | None = None,
+    base_model: str | None = None,
+    token: str | None = None,
+) -> PrunerConfig:
+    """The recipe of a command: the file it names, and what its options change.
+
+    The dataset is the calibration's: healing and evaluation take other documents of it unless the recipe names theirs.
+
+    Raises:
+        ConfigError: options that contradict each other or mean nothing.
+        HubError: the recipe lies in a repo that cannot be read.
+    """
+    base = PrunerConfig() if recipe.config is None else PrunerConfig.from_pretrained(recipe.config, token=token)
+    layers = None if recipe.layers is None else parse_layers(recipe.layers)
+    amount = {"drop_layers": recipe.drop_layers, "layers": layers, "sparsity": recipe.sparsity}
+    changes: dict[str, Any] = amount if any(v is not None for v in amount.values()) else {}
+    changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last")
+    # What a finished recipe says of its own base is not true of the model at hand.
+    changes |= {"base_model": base_model, "base_revision": None, "hf_prune_version": None}
+    calibration = _given(data, *_SOURCE, "samples", "max_length", "batch_size")
+    return dataclasses.replace(
+        base,
+        **changes,
+        calibration=dataclasses.replace(base.calibration, **calibration),
+        healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal)),
+        evaluation=dataclasses.replace(base.evaluation, **_given(data, "seed"), **_evaluation(data)),
+    )
+
+
+def continued(
+    folder: Path,
+    stage: Literal["healing", "evaluation"],
+    data: TextOptions,
+    heal: HealOptions | None = None,
+) -> PrunerConfig:
+    """The recipe of a finished folder with the options of one later stage: what was done before stays as it was done.
+
+    Raises:
+        ConfigError: hf-prune has not finished that folder, or options that mean nothing.
+    """
+    from hf_prune.output import Finished
+
+    base = Finished.load(folder).config
+    changes = _given(data, *_SOURCE) | (_healing(heal) if stage == "healing" else _evaluation(data))
+    return dataclasses.replace(base, **{stage: dataclasses.replace(getattr(base, stage), **changes)})
+
+
+_SOURCE = ("dataset", "dataset_config", "split", "text_column", "seed")
+
+
+def _given(options: Any, *names: str) -> dict[str, Any]:
+    """The options that a command has and was given."""
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def _healing(heal: HealOptions | None) -> dict[str, Any]:
+    names = [] if heal is None else [f.name for f in dataclasses.fields(heal)]
+    return {name.removeprefix("heal_"): value for name, value in _given(heal, *names).items()}
+
+
+def _evaluation(data: TextOptions) -> dict[str, Any]:
+    given = _given(data, "max_length", "eval_samples")
+    return {name.removeprefix("eval_"): value for name, value in given.items()}
+
+
+def default_output(model: str) -> Path:
+    """The output folder where none is named: the model's own name with `-pruned`, in the current folder."""
+    return Path(f"{Path(model).name}-pruned")

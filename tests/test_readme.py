@@ -1,0 +1,80 @@
+"""What README and help texts tell people to type is what the program takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from hf_prune import PrunerConfig
+from hf_prune.cli.app import app
+from tests.cli.support import call, fast, parses, planted, recipe
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "README.md").is_file():
+    pytest.skip("these tests read the checkout", allow_module_level=True)
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of README in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+LINES = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-prune ")]
+INLINE = [code for code in re.findall(r"`(hf-prune [^`]+)`", README) if len(shlex.split(code)) > 1]
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert {parses(line) for line in [*LINES, *INLINE]} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", [*LINES, *INLINE])
+def test_commands_of_the_readme(line: str) -> None:
+    parses(line)
+
+
+def test_flags_that_the_readme_names() -> None:
+    known = {name for command in COMMANDS.values() for option in command.params for name in option.opts}
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.replace("`", " ")))
+    assert flags and flags <= known | {"--help"}, flags - known
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_that_work(name: str) -> None:
+    shown = call(name, "--help")
+    assert shown.code == 0
+    examples = [line.strip() for line in shown.out.partition("Examples:")[2].splitlines() if line.strip()]
+    assert examples, shown.out
+    assert {parses(line) for line in examples} == {name}
+
+
+def test_example_of_the_whole_program() -> None:
+    shown = " ".join(call("--help").out.partition("Example: ")[2].split())
+    assert parses(shown) == "run"
+
+
+def test_a_line_that_does_not_fit_is_caught() -> None:
+    for line in ("hf-prune run org/model --drop-layer 8", "hf-prune shrink org/model", "hf-prune push out"):
+        with pytest.raises(AssertionError, match="hf-prune"):
+            parses(line)
+
+
+def test_python_of_the_readme(hub, hub_token, new_repo_id, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, but for the two repos and a recipe that takes seconds."""
+    (snippet,) = (block for block in blocks("python") if "Pruner.from_pretrained" in block)
+    source, target = new_repo_id(), new_repo_id()
+    hub.add_repo(source, planted(tmp_path / "base", (3, 4), depth=12))
+    assert "org/model" in snippet and "me/model-pruned" in snippet
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_prune.PrunerConfig", recipe, raising=False)
+    fast(monkeypatch)
+    names: dict = {}
+    exec(snippet.replace("org/model", source).replace("me/model-pruned", target), names)
+    assert names["scores"].model.id == source and len(names["plan"].dropped) == 8
+    assert [m.label for m in names["report"].models] == ["original", "pruned", "healed"]
+    assert PrunerConfig.from_pretrained(target) == PrunerConfig.from_pretrained("out")
+    assert len(names["prune_layers"](names["pruner"].model, [0]).model.layers) == 3
