@@ -1,5 +1,8 @@
 """What all tests share: the loopback Hub, which must stand before any Hub client is imported."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 from .hub.fixtures import hub, hub_token, new_repo_id, start_session_hub, stop_session_hub
@@ -12,3 +15,13 @@ start_session_hub()
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the loopback Hub."""
     stop_session_hub()
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """The command line sets up the package's logger; each test leaves it as it found it."""
+    logger = logging.getLogger("hf_prune")
+    kept = (list(logger.handlers), logger.propagate, logger.level)
+    yield
+    logger.handlers, logger.propagate = kept[0], kept[1]
+    logger.setLevel(kept[2])

@@ -80,8 +80,7 @@ def _plain(value: Any) -> str:
 
 def _set_up_logging(level: int) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.addFilter(lambda record: record.levelno < logging.WARNING or _prefix(record))
+    handler.setFormatter(_Plain())
     logger = logging.getLogger("hf_prune")
     logger.handlers = [handler]
     logger.propagate = False
@@ -90,6 +89,9 @@ def _set_up_logging(level: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _prefix(record: logging.LogRecord) -> bool:
-    record.msg = f"Warning: {record.msg}"
-    return True
+class _Plain(logging.Formatter):
+    """The message alone; warnings say that they are one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return f"Warning: {text}" if record.levelno >= logging.WARNING else text
