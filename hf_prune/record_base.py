@@ -56,7 +56,8 @@ class ModelRef:
         revision: Hub commit, or None for a local model.
         model_type: `config.model_type` of the decoder.
         num_layers: decoder blocks before pruning.
-        digest: sha256 that stands for the weights (Hub commit, or header hashes of a local checkpoint); "" in memory.
+        digest: sha256 that stands for the weights (Hub commit, header hashes of a local checkpoint, or
+            names, shapes and first values of tensors in memory).
     """
 
     id: str

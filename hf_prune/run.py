@@ -13,7 +13,7 @@ from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
 from hf_prune.plan import check_amount
 from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
-from hf_prune.run_folder import beside, digest, remove
+from hf_prune.run_folder import beside, digest, remove, room_for
 from hf_prune.saving import RECORDS, check_output
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,10 @@ def run(
         logger.info("'%s' was made by this very command; nothing to do again", folder)
     else:
         check_output(folder)
-        on_plan(pruner.plan())
-        _work(pruner, heal, evaluate)
-        pruner.save_pretrained(folder, repo_id=push, inputs=inputs)
+        with room_for(run_folder):
+            on_plan(pruner.plan())
+            _work(pruner, heal, evaluate)
+            pruner.save_pretrained(folder, repo_id=push, inputs=inputs)
     remove(run_folder)
     pushed = None
     if push is not None:

@@ -6,13 +6,18 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from hf_prune import serial
 from hf_prune.errors import OutputError
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples
+from hf_prune.saving import no_room
 
 _OURS = ".hf-prune-run"
 """Empty file in every run folder: without it a folder is somebody else's, and is left alone."""
@@ -85,6 +90,25 @@ def beside(output: Path) -> Path:
     path = target.parent / f"{target.name}.run"
     _check_ours(path)
     return path
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say it in one sentence where the disk of a run folder is full.
+
+    Raises:
+        OutputError: it is; what was finished stays there.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = no_room(error)
+        if reason is None:
+            raise
+        raise OutputError(
+            f"{reason} '{path}' ({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free); what was finished is kept. "
+            "Free some space, and run the same command again"
+        ) from error
 
 
 def remove(path: Path) -> None:

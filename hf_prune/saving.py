@@ -87,7 +87,7 @@ def staged(folder: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # somebody else may have put something there
                 parent.rmdir()
-        reason = _no_room(error)
+        reason = no_room(error)
         if reason is not None:
             place = next(p for p in stage.parents if p.exists())
             raise OutputError(
@@ -108,7 +108,7 @@ def _make_empty(stage: Path, folder: Path) -> None:
         raise OutputError(f"the output folder '{folder}' cannot be made: {error}") from error
 
 
-def _no_room(error: BaseException) -> str | None:
+def no_room(error: BaseException) -> str | None:
     """What to say if the operating system had no room for the data; None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors gives it as text

@@ -200,6 +200,7 @@ class Stages:
             if self.models.stage != "original":
                 return None
             loss = healing.held_out_loss(self.model, held_out, batch_size=settings.micro_batch_size or 1)
+            self.run.begin("original-loss")
             serial.write_text(path, serial.dumps(loss))
             self.run.finish("original-loss", inputs)
         return float(serial.read_json(path))

@@ -307,6 +307,30 @@ def test_full_disk_leaves_nothing(made: Path, command: str) -> None:
     assert {path.name for path in Path().iterdir()} == {"recipe", "out"}
 
 
+@pytest.mark.parametrize("command", ["measure", "run"])
+def test_full_disk_under_the_working_state(made: Path, command: str) -> None:
+    words = (
+        command,
+        made,
+        "--drop-layers",
+        "2",
+        "--samples",
+        "30",
+        "--max-length",
+        "12",
+        "--quiet",
+        "--output",
+        "out",
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        said = call(*words).failed()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "what was finished is kept. Free some space, and run the same command again" in said
+
+
 def test_folders_that_hf_prune_did_not_write(hub, hub_token, made: Path) -> None:
     for words in (("heal", made, "--output", "out"), ("evaluate", made), ("card", made), ("push", made, "name")):
         assert "is no folder that hf-prune has finished (it has no pruning/output.json)" in call(*words).failed()

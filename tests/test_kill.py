@@ -27,7 +27,7 @@ from tests.healing.support import SPEED
 
 torch.set_num_threads(1)
 hf_prune.healing.lora.probe = lambda device, parameters: SPEED
-hf_prune.reload.reload_level = lambda model: "quickly"
+hf_prune.reload.reload_level = lambda model: "streamed"
 when, place = sys.argv[1].split(" ", 1)
 sys.argv[1:2] = []
 

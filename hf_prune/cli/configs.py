@@ -93,6 +93,6 @@ def _evaluation(data: TextOptions) -> dict[str, Any]:
     return {name.removeprefix("eval_"): value for name, value in given.items()}
 
 
-def default_output(model: str) -> Path:
-    """The output folder where none is named: the model's own name with `-pruned`, in the current folder."""
-    return Path(f"{Path(model).name}-pruned")
+def default_output(model: str, kind: str = "pruned") -> Path:
+    """The output folder where none is named: `NAME-pruned` in the current folder, after the model's own name."""
+    return Path(f"{Path(model).resolve().name}-{kind}")

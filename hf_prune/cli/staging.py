@@ -38,14 +38,16 @@ def measure_command(
 ) -> None:
     """Measure a model: the distance across every run of layers, from one pass over the text."""
     from hf_prune.pruner import Pruner
+    from hf_prune.run_folder import room_for
 
     console = Console(talk.quiet, talk.json)
     config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
-    folder = output or Path(f"{Path(model).name}-scores")
+    folder = output or default_output(model, "scores")
     pruner = Pruner.from_pretrained(
         model, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
     )
-    scores = pruner.measure()
+    with room_for(folder):
+        scores = pruner.measure()
     console.show(_best_windows(scores))
     console.done(
         f"Measured {scores.model.id}",
@@ -90,7 +92,7 @@ def plan_command(
     else:
         from hf_prune.pruner import Pruner
 
-        folder = output or Path(f"{Path(source).name}-scores")
+        folder = output or default_output(source, "scores")
         plan = Pruner.from_pretrained(
             source, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
         ).plan()
@@ -177,7 +179,7 @@ def heal_command(
 ) -> None:
     """Heal a pruned folder by LoRA or QLoRA. Interrupted, it goes on when the same command is given again."""
     from hf_prune.pruner import Pruner
-    from hf_prune.run_folder import beside, remove
+    from hf_prune.run_folder import beside, remove, room_for
     from hf_prune.saving import check_output
 
     console = Console(talk.quiet, talk.json)
@@ -192,8 +194,9 @@ def heal_command(
         progress=console.progress,
         **loading.load_kwargs(),
     )
-    record = pruner.heal()
-    pruner.save_pretrained(target)
+    with room_for(run_folder):
+        record = pruner.heal()
+        pruner.save_pretrained(target)
     remove(run_folder)
     losses = record.held_out
     after = losses.merged if record.output == "merged" else losses.adapter

@@ -33,7 +33,7 @@ CALIBRATION = CalibrationConfig(samples=6, max_length=LENGTH, batch_size=3)
 
 
 def fast(patch: pytest.MonkeyPatch) -> None:
-    """Check saved models without a new process for each, and measure no machine, which makes healing repeatable too."""
+    """Check saved models without a new process for each, and measure no machine, so that healing is repeatable."""
     patch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
     patch.setattr("hf_prune.healing.lora.probe", lambda device, parameters: SPEED)
 
