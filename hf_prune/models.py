@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import extras, loading
 from hf_prune.architecture import decoder_of
-from hf_prune.architecture.decoder import block_sizes, parameter_bytes
+from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.checkpoint import quiet_peft
@@ -80,15 +80,11 @@ class Models:
         self._current: Any = model
         self._checkpoint: Source | None = None
         self._adapter: Path | None = None
+        self._whole: PreTrainedModel | None = None
 
     def take_up(self, checkpoint: Source, stage: Label, adapter: Path | None = None) -> None:
         """Go on with a checkpoint that is pruned, or healed, already; an adapter beside pruned weights heals them."""
         self._checkpoint, self.stage, self._adapter = checkpoint, stage, adapter
-
-    @property
-    def reloadable(self) -> bool:
-        """Whether the original can be loaded again once it has been cut."""
-        return self.source.folder is not None
 
     def current(self) -> PreTrainedModel:
         """The model as it is now."""
@@ -103,16 +99,18 @@ class Models:
         return self._current
 
     def original(self) -> PreTrainedModel:
-        """The uncut model.
+        """The uncut model: of one that was handed over in memory the removed blocks are kept for this.
 
         Raises:
-            ConfigError: it was handed over in memory and has been cut since, or its folder is not known.
+            ConfigError: its folder is not known.
         """
         if self.stage == "original":
             return self.current()
+        if self._whole is not None:
+            return self._whole
         if self.source.folder is None:
             self.source = dataclasses.replace(self.source, folder=self._find())
-        if not self.reloadable:
+        if self.source.folder is None:
             raise ConfigError(
                 f"the original of '{self.source.ref.id}' is needed, to compare with it or to sample text "
                 "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and "
@@ -138,7 +136,10 @@ class Models:
         if self._current is None and self._run.has("pruned", self._inputs(plan)):
             self.take_up(self._pruned_source(plan), "pruned")
             return
-        apply_plan(decoder_of(self.current(), self.source.ref.id), plan)
+        model = self.current()
+        if self.source.folder is None:
+            self._whole = structural_copy(model)
+        apply_plan(decoder_of(model, self.source.ref.id), plan)
         self.stage = "pruned"
 
     def replace(self, healed: Any) -> None:

@@ -150,8 +150,8 @@ class Stages:
     def prune(self) -> PreTrainedModel:
         """Cut the model, planning first where that was not done.
 
-        A model that was handed over in memory is cut in place, so whatever needs the original (its evaluation, text
-        sampled from it for healing) is done before; a model of a folder or the Hub is loaded again when needed.
+        A model that was handed over in memory is cut in place. Its removed blocks stay in memory with this object, so
+        that the original can still be measured, and text sampled from it.
 
         Returns:
             The pruned model.
@@ -159,10 +159,6 @@ class Stages:
         if self.models.stage != "original":
             raise ConfigError(f"the model is {self.models.stage} already; make a new Pruner to prune it further")
         plan = self.plan()
-        if not self.models.reloadable:
-            self.evaluate_as("original")
-            if self.texts.samples_itself("healing"):
-                self.prepare_healing()
         self.models.cut(plan)
         return self.model
 

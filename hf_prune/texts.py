@@ -18,6 +18,9 @@ from hf_prune.samples import Samples
 
 logger = logging.getLogger(__name__)
 
+MOST_SAMPLED = 4 * 2**20
+"""Tokens of healing text sampled from the model at most: sampling is slow, and a longer budget reads it again."""
+
 Stage = Literal["calibration", "evaluation", "healing"]
 
 
@@ -79,7 +82,7 @@ class Texts:
         # Sampled text is exactly max_length long, so that the token budget tells how much of it is worth sampling.
         wanted = config.steps * config.batch_size
         if self._samples_itself(config.dataset):
-            wanted = min(wanted, -(-config.tokens // config.max_length))
+            wanted = min(wanted, -(-min(config.tokens, MOST_SAMPLED) // config.max_length))
         return self._get("healing", "healing", config, wanted)
 
     def samples_itself(self, stage: Stage) -> bool:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import Pruner, PrunerConfig
+from hf_prune.architecture import decoder_of
 from hf_prune.errors import ArchitectureError, ConfigError, DataError, OutputError
 from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.output import Finished
@@ -87,8 +88,12 @@ def test_model_in_memory(base: Path, quickly, tmp_path: Path) -> None:
     handed = pruner.model
     assert pruner.prune() is handed
     assert pruner.plan().dropped == USELESS
-    # The original can't be had again: its figures and the text for healing were taken before the cut.
-    assert [m.label for m in pruner.judge.figures] == ["original"]
+    assert decoder_of(handed).num_layers == 6
+    # Nothing was measured or sampled ahead of time: the removed blocks are kept, and no tensor was copied.
+    assert set(pruner.texts._made) == {"calibration"} and not pruner.judge.figures
+    original = pruner.models.original()
+    assert torch.equal(logits(original, tokens()), logits(AutoModelForCausalLM.from_pretrained(base), tokens()))
+    assert original.get_input_embeddings().weight is handed.get_input_embeddings().weight
     pruner.heal()
     report = pruner.evaluate()
     assert [m.label for m in report.models] == ["original", "pruned", "healed"]
@@ -102,15 +107,6 @@ def test_model_in_memory(base: Path, quickly, tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "other")
     files, others = tree(tmp_path / "out"), tree(tmp_path / "other")
     assert files["model.safetensors"] == others["model.safetensors"]
-
-
-def test_in_memory_without_sampling_nothing_is_sampled_for_healing(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("The wind in the thin grass was gone, and the sea was calm. " * 400)
-    pruner = in_memory(base, calibration={"dataset": str(tmp_path / "text.txt")})
-    pruner.prune()
-    assert set(pruner.texts._made) == {"calibration", "evaluation"}
-    with pytest.raises(ConfigError, match="the original of .* is needed"):
-        pruner.models.original()
 
 
 def test_refusals_of_order(base: Path) -> None:

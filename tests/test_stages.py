@@ -42,3 +42,11 @@ def test_healing_knows_the_loss_of_the_original(base: Path, monkeypatch: pytest.
     record = pruner.heal()
     assert record.held_out.original is not None
     assert math.isclose(record.held_out.original, total / count, rel_tol=1e-5)
+
+
+def test_sampled_healing_text_has_a_ceiling(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_prune.texts.MOST_SAMPLED", 64)
+    pruner = Pruner.from_pretrained(base, recipe(layers=[2], healing={"tokens": 4096, "steps": 99}), progress=False)
+    settings = pruner._resolve_healing()
+    assert settings.tokens == 4096 and settings.max_length
+    assert pruner.texts.healing(settings).tokens == -(-64 // settings.max_length) * settings.max_length

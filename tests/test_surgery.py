@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_prune import prune_layers
 from hf_prune.architecture import decoder_of, rewrite_config, rewrite_quantization
-from hf_prune.architecture.decoder import block_sizes, parameter_bytes
+from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.errors import ArchitectureError, ConfigError
 from hf_prune.loading import load_model, locate
 from hf_prune.reload import check_reload, probe
@@ -234,3 +234,15 @@ def test_half_of_everything(tmp_path: Path) -> None:
     prune_layers(model, range(0, DEPTH, 2))
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens()), logits(model, tokens()))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral", "falcon", "mamba"])
+def test_a_structural_copy_stays_whole(model_type: str) -> None:
+    model = tiny_model(model_type)
+    before = logits(model, tokens())
+    whole = structural_copy(model)
+    prune_layers(model, [1, 4])
+    assert torch.equal(logits(whole, tokens()), before)
+    assert whole.config.num_hidden_layers == 8 and model.config.num_hidden_layers == 6
+    own = {p.data_ptr() for p in model.parameters()}
+    assert own <= {p.data_ptr() for p in whole.parameters()}

@@ -1,7 +1,8 @@
 """`Decoder`: the one view of a causal language model that all other code uses."""
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.architecture.families import check_prunable, layer_count
 from hf_prune.errors import ArchitectureError
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
 
@@ -107,6 +110,12 @@ def _find_blocks(model: PreTrainedModel, depth: int, name: str) -> tuple[str, nn
             f"{', '.join(f'{len(m)} at {path!r}' for path, m in outermost)}; repair the config or the weights"
         )
     return fitting[0]
+
+
+def structural_copy(model: ModelT) -> ModelT:
+    """A second model made of the same tensors: cutting one leaves the other whole, and no weight is copied."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def parameter_bytes(model: nn.Module) -> int:
