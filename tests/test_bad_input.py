@@ -18,7 +18,7 @@ from tests.cli.support import call, done, fast, planted, recipe_file
 from tests.evaluation.text import byte_tokenizer
 from tests.making import base_folder, edit_json
 
-WRONG_TOKEN = "hf_wrongwrongwrongwrongwrongwrongwrong"
+WRONG_TOKEN = "hf_" + "wrong" * 7
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hf_prune.errors import ConfigError, DataError, HubError, MissingExtraError,
 from hf_prune.output import Finished
 from hf_prune.run import run
 from tests.cli.support import fast, parses, planted, recipe, tree
+from tests.hub.fixtures import ALICE
 from tests.making import logits
 from tests.tiny import tokens
 
@@ -170,9 +171,9 @@ def test_what_is_refused_before_any_work(hub, new_repo_id, base: Path, tmp_path:
         assert not list(tmp_path.iterdir())
 
     refused(HubError, "no access token is saved: log in with `hf auth login`", push=foreign)
-    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrongwrongwrongwrongwrong")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "wrong" * 7)
     refused(HubError, "401 .*the access token is missing, expired or mistyped", push=foreign)
-    monkeypatch.setenv("HF_TOKEN", "hf_loopbackAliceAliceAliceAliceAliceAAAA")
+    monkeypatch.setenv("HF_TOKEN", ALICE)
     refused(HubError, f"'{foreign}' holds a model that hf-prune did not make", push=foreign)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     refused(MissingExtraError, r"healing needs the package 'peft'.*hf-prune\[heal\]", heal=True)

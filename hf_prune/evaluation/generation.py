@@ -9,8 +9,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import DataError
-from hf_prune.evaluation.scoring import evaluating, max_positions
+from hf_prune.evaluation.scoring import max_positions
 from hf_prune.records import Completion
+from hf_prune.runner import evaluating
 
 
 @torch.inference_mode()

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_prune.errors import DataError, MeasureError
 from hf_prune.evaluation.fidelity import Capture, Comparison, Reference
-from hf_prune.evaluation.scoring import cut, evaluating, score
+from hf_prune.evaluation.scoring import cut, score
 from hf_prune.evaluation.tally import Tally
 from hf_prune.records import Fidelity, Perplexity
+from hf_prune.runner import evaluating
 from hf_prune.samples import Samples, digest
 
 

@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.architecture.decoder import first_device
-from hf_prune.evaluation.scoring import evaluating, max_positions
+from hf_prune.evaluation.scoring import max_positions
 from hf_prune.records import Rate, Speed
+from hf_prune.runner import evaluating
 
 _SAMPLING_SECONDS = 0.001
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from hf_prune import environment, extras, serial
 from hf_prune.architecture import decoder_of
@@ -112,6 +112,8 @@ def heal(
 
     loaded = _load_for_training(pruned_folder, device, quantized, speed, trust_remote_code)
     targets = find_targets(decoder_of(loaded, pruned_folder.name), config.target)
+    from transformers import set_seed  # here, because it brings peft and bitsandbytes along
+
     set_seed(config.seed)
     trainee = add_adapter(loaded, config, targets)
     done = _train(trainee, samples, config, speed, parameters, work, device, progress)

