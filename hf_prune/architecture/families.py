@@ -61,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("EXAONE 4", ("exaone4",), _TYPES),
     Family("GLM-4", ("glm", "glm4")),
     Family("DeepSeek-V3", ("deepseek_v3",), "`first_k_dense_replace` counts the dense layers that stay"),
+    Family("AFMoE", ("afmoe",), "`num_dense_layers` counts the dense layers that stay"),
     Family("ERNIE 4.5", ("ernie4_5",)),
     Family("Nemotron", ("nemotron",)),
     Family("LFM2", ("lfm2",), _TYPES),

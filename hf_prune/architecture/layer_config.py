@@ -28,7 +28,7 @@ _INDEX_LISTS = frozenset(
 )
 
 # Numbers that count layers from the start: what stays of them is what is counted.
-_COUNTS = frozenset({"first_k_dense_replace", "max_window_layers", "moe_layer_start_index"})
+_COUNTS = frozenset({"first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers"})
 
 # Other numbers that say which layers are of which kind.
 _STEPS = frozenset({"decoder_sparse_step", "moe_layer_end_index"})
