@@ -205,7 +205,6 @@ def test_changed_text_is_read_again(base: Path, tmp_path: Path) -> None:
 
 
 def test_nf4_for_real(base: Path, quickly, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     pruner = of(base, layers=[2, 5], healing={"quantize": "nf4"})
     record = pruner.heal()
     assert record.quantization == "nf4 (double quantized)"

@@ -82,7 +82,8 @@ def test_training_goes_on() -> None:
 
 
 def test_adapters_are_refused() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(target_modules=["up_proj"]))

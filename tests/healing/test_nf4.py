@@ -1,5 +1,6 @@
 """QLoRA for real: bitsandbytes' NF4 on the CPU."""
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,6 @@ from hf_prune.healing.targets import find_targets
 from tests.healing.support import pruned_checkpoint, settings, split_text
 from tests.tiny import tokens
 
-bnb = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.usefixtures("fixed_speed")
 
 
