@@ -20,7 +20,9 @@ __all__ = [
     "Plan",
     "Rate",
     "Record",
+    "Schedule",
     "Scores",
+    "Slicing",
     "Speed",
     "TextUse",
     "ranges",
@@ -36,11 +38,15 @@ class Scores(Record):
         measure: registry name.
         options: the measure's options.
         distances: (L+1) x (L+1) means over samples, row i column j the distance between h_i and h_j (symmetric,
-            zero diagonal), where h_i is the residual stream entering block i and h_L leaves the last block.
+            zero diagonal), where h_i is the residual stream entering block i and h_L leaves the last block; empty
+            where the measure speaks of single layers.
         standard_errors: same shape; standard error of each mean (sample standard deviation / sqrt(samples)).
         data: the calibration text.
         environment: where it was measured.
         seconds: of the pass.
+        layers: one score a layer, where the measure speaks of single layers ("redundancy": the mean cosine between
+            a layer's input and output, in [-1, 1]).
+        layer_standard_errors: of each of them, over samples.
     """
 
     FILE: ClassVar[str] = "scores.json"
@@ -53,6 +59,8 @@ class Scores(Record):
     data: TextUse
     environment: Environment
     seconds: float
+    layers: tuple[float, ...] = ()
+    layer_standard_errors: tuple[float, ...] = ()
 
     def windows(self, size: int) -> list[tuple[int, float, float]]:
         """All windows of `size` blocks as (start, distance, standard error), start = 0 … L - size."""
@@ -65,7 +73,7 @@ class Operation:
     """One step of surgery.
 
     Attributes:
-        kind: registry name of the surgery ("drop").
+        kind: registry name of the surgery ("drop", "slice").
         layers: the blocks it acts on, 0-based indices of the ORIGINAL model, ascending.
         options: the surgery's options.
     """
@@ -73,6 +81,84 @@ class Operation:
     kind: str
     layers: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One candidate of a search over slicing schedules.
+
+    Attributes:
+        base: slice base SB, the share that every layer loses at least.
+        widths: one a layer.
+        loss: nats per token of the sliced model on the selection text.
+        standard_error: of that loss, over sequences.
+    """
+
+    base: float
+    widths: tuple[int, ...]
+    loss: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How wide a sliced model is, and what that costs and saves.
+
+    Attributes:
+        hidden_size: width of the residual stream before slicing.
+        embed: width of the embeddings.
+        attn_out: width after the attention of each layer; empty for parallel blocks, which add once.
+        mlp_out: width after each layer.
+        basis: "per_block" (one rotation at each point, shortcuts between them) or "global" (one rotation, none).
+        tied: whether head and embeddings stay one table.
+        plain: whether the result is a stock model of the base's own architecture.
+        requested: share that was asked for.
+        requested_of: "width" or "parameters".
+        original_parameters: of the base model, tied ones once.
+        parameters: of the sliced model, tied ones once.
+        shortcut_parameters: of these, in the shortcuts.
+        base: slice base of a dynamic schedule; None for a constant one.
+        redundancy: LR of each layer in [0, 1], where the schedule follows it.
+        search: every schedule that was tried, where several were.
+        selection: the text that chose among them.
+    """
+
+    hidden_size: int
+    embed: int
+    attn_out: tuple[int, ...]
+    mlp_out: tuple[int, ...]
+    basis: Literal["per_block", "global"]
+    tied: bool
+    plain: bool
+    requested: float
+    requested_of: Literal["width", "parameters"]
+    original_parameters: int
+    parameters: int
+    shortcut_parameters: int
+    base: float | None = None
+    redundancy: tuple[float, ...] | None = None
+    search: tuple[Schedule, ...] = ()
+    selection: TextUse | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width in which each layer reads the residual stream."""
+        return (self.embed, *self.mlp_out[:-1])
+
+    @property
+    def mean_width(self) -> float:
+        """Mean share of the width that the layers keep."""
+        return sum(self.widths) / (len(self.widths) * self.hidden_size)
+
+    @property
+    def saved(self) -> float:
+        """Share of all parameters that is gone; negative where the model grew."""
+        return 1 - self.parameters / self.original_parameters
+
+    @property
+    def shortcut_share(self) -> float:
+        """Share of the sliced model's parameters that the shortcuts take."""
+        return self.shortcut_parameters / self.parameters
 
 
 @dataclass(frozen=True)
@@ -91,6 +177,7 @@ class Plan(Record):
         gap_standard_error: of that gap (root of the sum of squares of the two standard errors; an upper bound for
             positively correlated windows).
         scores: sha256 of the scores record, where scores were used.
+        slicing: how wide the model becomes, where it is sliced.
     """
 
     FILE: ClassVar[str] = "plan.json"
@@ -105,6 +192,7 @@ class Plan(Record):
     gap: float | None = None
     gap_standard_error: float | None = None
     scores: str | None = None
+    slicing: Slicing | None = None
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -119,6 +207,14 @@ class Plan(Record):
 
     def describe(self) -> str:
         """For people: "drop layers 21–28 (8 of 32, counted from 0)"."""
+        if self.slicing is not None:
+            cut, narrow, wide = self.slicing, min(self.slicing.widths), max(self.slicing.widths)
+            widths = f"{narrow}" if narrow == wide else f"{narrow} to {wide}"
+            change = f"{abs(cut.saved):.1%} {'fewer' if cut.saved >= 0 else 'MORE'} parameters"
+            return (
+                f"slice the width of {self.model.num_layers} layers from {cut.hidden_size} to {widths} "
+                f"({1 - cut.mean_width:.1%} narrower on average, {change})"
+            )
         layers = "layer" if len(self.dropped) == 1 else "layers"
         return f"drop {layers} {ranges(self.dropped)} ({len(self.dropped)} of {self.model.num_layers}, counted from 0)"
 

@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """How the model calls one block: everything but the hidden states."""
 
     args: tuple[Any, ...]
@@ -89,16 +89,16 @@ class Walker:
 
     def steps(self, batch: Batch) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """One batch through all blocks: (layer, inputs, outputs, mask) after each block."""
-        batch = batch.to(first_device(self.decoder.model))
-        hidden, calls = self._calls(batch)
+        hidden, calls = self.calls(batch)
         for layer, (block, call) in enumerate(zip(self.decoder.blocks, calls, strict=True)):
-            outputs = _first(_run(block, call, hidden))
+            outputs = first(run_block(block, call, hidden))
             yield layer, hidden, outputs, batch.attention_mask.to(outputs.device)
             hidden = outputs
 
-    def _calls(self, batch: Batch) -> tuple[torch.Tensor, list[_Call]]:
+    def calls(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
         """The hidden states entering block 0, and how each block is called."""
-        calls: list[_Call] = []
+        batch = batch.to(first_device(self.decoder.model))
+        calls: list[Call] = []
         entering: list[torch.Tensor] = []
 
         def stub(*args: Any, **kwargs: Any) -> Any:
@@ -106,7 +106,7 @@ class Walker:
             hidden = kwargs.pop("hidden_states") if keyword else args[0]
             if not entering:
                 entering.append(hidden)
-            calls.append(_Call(args[1:], kwargs, keyword))
+            calls.append(Call(args[1:], kwargs, keyword))
             return (hidden,) if self._tuples else hidden
 
         with _replaced_forwards(self.decoder.blocks, stub):
@@ -136,7 +136,7 @@ class Walker:
                 *_, (_, _, walked, _) = self.steps(batch)
         finally:
             handle.remove()
-        expected = _first(seen[0])
+        expected = first(seen[0])
         if not torch.equal(torch.nan_to_num(expected), torch.nan_to_num(walked)):
             raise ArchitectureError(
                 f"'{self.decoder.name}' ({type(self.decoder.model).__name__}) changes the hidden states between two "
@@ -172,13 +172,15 @@ def _replaced_forwards(blocks: nn.ModuleList, stub: Callable[..., Any]) -> Itera
                 block.__dict__["forward"] = forward
 
 
-def _run(block: nn.Module, call: _Call, hidden: torch.Tensor) -> Any:
+def run_block(block: nn.Module, call: Call, hidden: torch.Tensor) -> Any:
+    """Call a block as its model would."""
     if call.keyword:
         return block(hidden_states=hidden, **call.kwargs)
     return block(hidden, *call.args, **call.kwargs)
 
 
-def _first(output: Any) -> torch.Tensor:
+def first(output: Any) -> torch.Tensor:
+    """The hidden states in what a block returns."""
     return output[0] if isinstance(output, tuple) else output
 
 
