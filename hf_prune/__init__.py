@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hf_prune import registration
+
 if TYPE_CHECKING:
     from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
     from hf_prune.errors import PruneError
@@ -40,6 +42,8 @@ __all__ = [
     "__version__",
     "prune_layers",
 ]
+
+registration.install()
 
 
 def __getattr__(name: str) -> Any:

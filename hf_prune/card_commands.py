@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from typing import Literal
 
 from hf_prune.card_metadata import bare_name
 from hf_prune.config import PrunerConfig
@@ -16,19 +17,22 @@ _FLAGGED = ("method", "drop_layers", "layers", "sparsity", "sparsity_of")
 _RECORDED = ("base_model", "base_revision", "hf_prune_version")
 
 
-def quick_start(repo_id: str | None, output: str) -> Markdown:
+def quick_start(repo_id: str | None, output: str, code: Literal["stock", "shipped", "package"] = "stock") -> Markdown:
     """Code that loads the model and writes a few words.
 
     Args:
         repo_id: a checked Hub id, or None for a folder.
         output: "merged" or "adapter".
+        code: where the model's code comes from: Transformers, the repository itself, or this package.
     """
+    # Without the consent here too, AutoTokenizer asks for it, as it reads the config.
+    trust = ", trust_remote_code=True" if code == "shipped" else ""
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'name = "{repo_id}"' if repo_id else 'name = "path/to/this/folder"',
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
-        'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
+        f'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})',
         'inputs = tokenizer("Once upon a time", return_tensors="pt")',
         "tokens = model.generate(**inputs, max_new_tokens=40)",
         "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
@@ -36,6 +40,8 @@ def quick_start(repo_id: str | None, output: str) -> Markdown:
     if output == "adapter":
         lines.insert(0, "from peft import PeftModel")
         lines.insert(6, f'model = PeftModel.from_pretrained(model, name, subfolder="{ADAPTER_FOLDER}")')
+    if code == "package":
+        lines.insert(0, "import hf_prune  # makes sliced models known to Transformers")
     return fence("\n".join(lines), "python")
 
 
@@ -70,8 +76,9 @@ def command(
     if config.base_revision:
         words += ["--revision", one_line(config.base_revision, 200)]
     default = PrunerConfig()
-    plain = {name: getattr(default, name) for name in (*_FLAGGED, *_RECORDED)}
-    if dataclasses.replace(config, **plain) != default:
+    # By field: a copy with the default method would be refused where options belong to this one.
+    others = {field.name for field in dataclasses.fields(config)} - {*_FLAGGED, *_RECORDED}
+    if any(getattr(config, name) != getattr(default, name) for name in others):
         words += ["--config", recipe]
     words += ["--method", config.method]
     if config.layers is not None:
@@ -80,7 +87,8 @@ def command(
         words += ["--drop-layers", str(config.drop_layers)]
     elif config.sparsity is not None:
         words += ["--sparsity", str(config.sparsity)]
-        words += ["--sparsity-of", config.sparsity_of] if config.sparsity_of != default.sparsity_of else []
+        if config.sparsity_of is not None and config.sparsity_of != default.sparsity_of:
+            words += ["--sparsity-of", config.sparsity_of]
     if heal:
         words += ["--heal"] + (["--heal-tokens", str(heal_tokens)] if heal_tokens else [])
     return " ".join(map(shlex.quote, [*words, "--output", output]))

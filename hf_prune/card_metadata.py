@@ -199,12 +199,19 @@ def metadata(
         base_model_relation=("adapter" if output == "adapter" else "finetune") if base.on_hub else None,
         library_name="peft" if output == "adapter" else "transformers",
         pipeline_tag="text-generation",
-        tags=["hf-prune", "pruned", "layer-pruning", plan.method, *families],
+        tags=list(dict.fromkeys(["hf-prune", "pruned", *_kind(plan), plan.method, *families])),
         datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results or None,
         **inherited,
     )
+
+
+def _kind(plan: Plan) -> list[str]:
+    """Tags that say how the model was pruned; "custom_code" is the Hub's own for repositories that ship their code."""
+    if plan.slicing is None:
+        return ["layer-pruning"]
+    return ["slicing", "slicegpt"] + ([] if plan.slicing.plain else ["custom_code"])
 
 
 def _commit(revision: str | None) -> str | None:

@@ -22,14 +22,23 @@ def number(value: float, error: float | None = None) -> str:
     Raises:
         MeasureError: not finite.
     """
-    _finite(value)
-    _finite(error or 0.0)
+    finite(value)
+    finite(error or 0.0)
     if abs(value) >= 1e6 or 0 < abs(value) < 1e-4:
         return f"{value:.3g}" + ("" if error is None else f" ± {error:.2g}")
     digits = 4 if error is None or error <= 0 else 2
     leading = error if error else abs(value) or 1.0
     decimals = min(6, max(0, digits - 1 - math.floor(math.log10(leading))))
     return f"{value:,.{decimals}f}" + ("" if error is None else f" ± {error:,.{decimals}f}")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal.
+
+    Raises:
+        MeasureError: not finite.
+    """
+    return f"{finite(share):.1%}"
 
 
 def size(count: int) -> str:
@@ -42,7 +51,7 @@ def size(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in units that are easy to read."""
-    if _finite(seconds) < 60:
+    if finite(seconds) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
@@ -209,7 +218,16 @@ def check_same_texts(evaluation: Evaluation) -> None:
             )
 
 
-def _finite(value: float, name: str = "a figure of the card") -> float:
+def finite(value: float, name: str = "a figure of the card") -> float:
+    """The figure itself.
+
+    Args:
+        value: any float.
+        name: what it is called in the error.
+
+    Raises:
+        MeasureError: NaN or infinite.
+    """
     if not math.isfinite(value):
         raise MeasureError(f"{name} is {value}; expected a finite number. Measure again")
     return value
@@ -236,12 +254,12 @@ def _fidelity(model: ModelEvaluation, figure: str) -> str:
         return "–" if model.label == "original" else NOT_MEASURED
     if figure == "kl":
         return number(model.fidelity.kl, model.fidelity.kl_standard_error)
-    return f"{_finite(model.fidelity.top1_agreement):.1%}"
+    return percent(model.fidelity.top1_agreement)
 
 
 def _rate(rate: Rate) -> str:
     decimals = 0 if rate.median >= 100 else 1
-    low, middle, high = (f"{_finite(r):,.{decimals}f}" for r in (rate.minimum, rate.median, rate.maximum))
+    low, middle, high = (f"{finite(r):,.{decimals}f}" for r in (rate.minimum, rate.median, rate.maximum))
     return f"{middle} ({low}–{high})"
 
 
@@ -249,7 +267,7 @@ def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{_finite(value, name):g}"
+        return f"{finite(value, name):g}"
     if isinstance(value, str | int):
         return str(value)
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_prune import card_slicing
 from hf_prune import card_tables as tables
 from hf_prune.card_commands import ADAPTER_FOLDER, command, quick_start
 from hf_prune.card_metadata import HUB, Base, base_of, inherit, metadata, read_base_card
@@ -49,6 +50,7 @@ CITATIONS = {
   year      = {2025},
   url       = {https://arxiv.org/abs/2403.17887}
 }""",
+    **card_slicing.CITATIONS,
 }
 """BibTeX of the methods' papers, by URL."""
 
@@ -66,12 +68,13 @@ def generate(
     output: str = "merged",
     reload_level: str = "none",
     plot: str | None = None,
+    widths_plot: str | None = None,
 ) -> ModelCard:
     """Write the model card of a pruned model from finished records.
 
     Args:
         config: the recipe, as resolved.
-        plan: what was cut.
+        plan: which layers were dropped, or how all were sliced.
         repo_id: where the model goes; None for a folder.
         scores: what was measured.
         healing: how it was healed; None when it was not.
@@ -81,6 +84,7 @@ def generate(
         output: "merged" (plain weights) or "adapter" (pruned weights with an adapter beside them).
         reload_level: "full", "streamed" or "none": how the saved weights were checked.
         plot: name of the heat map that lies beside the card.
+        widths_plot: name of the drawing of a sliced model's widths that lies beside the card.
 
     Returns:
         The card; its text is `str(card)`.
@@ -89,7 +93,7 @@ def generate(
         ConfigError: records that contradict each other, or a value that the card needs is missing.
         MeasureError: a figure that is not finite.
     """
-    _check(plan, repo_id, scores, healing, evaluation, output, reload_level, plot)
+    _check(plan, repo_id, scores, healing, evaluation, output, reload_level, (plot, widths_plot))
     base = base_of(plan, config.base_model, config.base_revision)
     title = repo_id.split("/")[-1] if repo_id else f"{base.name.split('/')[-1]}-pruned"
     inherited, notes = read_base_card(base_card)
@@ -108,6 +112,9 @@ def generate(
         output=output,
     )
     method = get_method(plan.method)
+    slicing = plan.slicing
+    own_code = slicing is not None and not slicing.plain
+    model_type = f"sliced_{plan.model.model_type}" if own_code else plan.model.model_type
     recorded = dataclasses.replace(config, base_model=base.name, base_revision=base.revision)
     warned = [*_warnings(plan, base, scores, healing, evaluation, shipped), *notes]
     text = _template().render(
@@ -116,18 +123,21 @@ def generate(
         base=link(base.name, f"{HUB}/{base.name}") if base.on_hub else code(base.name),
         base_revision=code(base.revision) if base.revision else Markdown(""),
         warnings=bullets(warned, prefix="> - ") if warned else Markdown(""),
-        quick_start=quick_start(repo_id, output),
-        model_type=code(plan.model.model_type),
+        quick_start=quick_start(repo_id, output, "shipped" if own_code else "stock"),
+        package_start=quick_start(repo_id, output, "package") if own_code else Markdown(""),
+        model_type=code(model_type),
         plan=plan,
+        slicing=card_slicing.facts(plan, slicing) if slicing is not None else {},
         described=plan.describe(),
         reason=_sentence(plan.reason),
-        layer_map=tables.layer_map(plan),
+        layer_map=tables.layer_map(plan) if slicing is None else Markdown(""),
         method=link(method.title, method.paper),
         method_name=code(plan.method),
-        choice=_choice(plan),
+        choice=_choice(plan) if slicing is None else Markdown(""),
         calibration=tables.text_use(scores.data) if scores else Markdown(""),
         calibration_seconds=tables.duration(scores.seconds) if scores else "",
         plot=Markdown(plot or ""),
+        widths_plot=Markdown(widths_plot or ""),
         evaluation=_evaluation_facts(evaluation) if evaluation else {},
         healing=_healing_facts(healing, output) if healing else {},
         command=fence(
@@ -139,10 +149,10 @@ def generate(
             ),
             "bash",
         ),
-        reload=Markdown(RELOAD[reload_level]),
+        reload=_reload(plan, reload_level),
         licence=_licence(base, data.get("license_name") or data.get("license"), base_files),
         environments=_environments(scores, healing, evaluation),
-        citation=fence(CITATIONS[method.paper], "bibtex") if method.paper in CITATIONS else link(*[method.paper] * 2),
+        citation=_citation(plan, method.paper),
     )
     card = ModelCard(text)
     if card.data.to_dict() != data.to_dict():
@@ -158,7 +168,7 @@ def _check(
     evaluation: Evaluation | None,
     output: str,
     reload_level: str,
-    plot: str | None,
+    plots: tuple[str | None, ...],
 ) -> None:
     """Refuse records that do not belong together, before anything is written."""
     if repo_id is not None:
@@ -170,13 +180,17 @@ def _check(
         raise ConfigError(f"output={output!r}; expected 'merged' or 'adapter'")
     if reload_level not in RELOAD:
         raise ConfigError(f"reload_level={reload_level!r}; expected one of: {', '.join(RELOAD)}")
-    if plot is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.png", plot):
-        raise ConfigError(f"plot={plot!r}; expected the plain name of a .png file beside the card")
-    if not plan.dropped:
+    for plot in plots:
+        if plot is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.png", plot):
+            raise ConfigError(f"plot={plot!r}; expected the plain name of a .png file beside the card")
+    if plan.slicing is not None:
+        card_slicing.check(plan, plan.slicing)
+    elif not plan.dropped:
         raise ConfigError(
-            f"the plan of method '{plan.method}' removes no layer; there is nothing to write a card about"
+            f"the plan of method '{plan.method}' removes no layer and slices none; there is nothing to write a card "
+            "about"
         )
-    if plan.dropped[-1] >= plan.model.num_layers or plan.dropped[0] < 0:
+    elif plan.dropped[-1] >= plan.model.num_layers or plan.dropped[0] < 0:
         raise ConfigError(f"the plan drops layers {ranges(plan.dropped)}; the model has {plan.model.num_layers}")
     if (output == "adapter") != (healing is not None and healing.output == "adapter"):
         raise ConfigError(
@@ -193,6 +207,8 @@ def _check(
             raise ConfigError(
                 f"the evaluation's {model.label} model has {model.layers} layers; the plan says {expected}"
             )
+        if plan.slicing is not None and model.label != "healed":  # an adapter beside the weights would count as well
+            card_slicing.check_parameters(plan.slicing, model)
     if evaluation is not None:
         tables.check_same_texts(evaluation)
 
@@ -213,7 +229,9 @@ def _warnings(
     """What a reader should know before anything else."""
     found = list(healing.warnings) if healing else []
     share = len(plan.dropped) / plan.model.num_layers
-    if share > MANY:
+    if plan.slicing is not None:
+        found += card_slicing.warnings(plan.slicing, MANY)
+    elif share > MANY:
         found.append(
             f"{len(plan.dropped)} of {plan.model.num_layers} layers ({share:.0%}) are gone. Free generation and "
             "reasoning in several steps suffer first and most, before perplexity shows it."
@@ -227,7 +245,8 @@ def _warnings(
     if plan.gap is not None and plan.gap_standard_error is not None and plan.gap < 2 * plan.gap_standard_error:
         found.append("The runner-up lies within two standard errors: other layers could have been chosen as well.")
     if scores is not None and scores.data.samples < FEW_SAMPLES:
-        found.append(f"Only {scores.data.samples} samples decided which layers go.")
+        decided = "which layers go" if plan.slicing is None else "how wide each layer is"
+        found.append(f"Only {scores.data.samples} samples decided {decided}.")
     for text in shipped.perplexity if shipped else ():
         if text.tokens < FEW_TOKENS:
             found.append(f"The figures on {one_line(text.name)} rest on {text.tokens:,} tokens only.")
@@ -300,6 +319,20 @@ def _licence(base: Base, name: str | list[str] | None, files: tuple[str, ...]) -
 def _environments(scores: Scores | None, healing: Healing | None, evaluation: Evaluation | None) -> Markdown:
     stages = (("layers measured", scores), ("healed", healing), ("evaluated", evaluation))
     return tables.environments({name: record.environment for name, record in stages if record is not None})
+
+
+def _reload(plan: Plan, level: str) -> Markdown:
+    """What was done to check the saved weights; of sliced ones not all of it can be."""
+    if plan.slicing is None or level == "none":
+        return Markdown(RELOAD[level])
+    return card_slicing.reload_sentence(level, plan.slicing)
+
+
+def _citation(plan: Plan, paper: str) -> Markdown:
+    """The method's paper, and what it builds on."""
+    papers = dict.fromkeys([paper] if plan.slicing is None else [paper, card_slicing.SLICEGPT])
+    known = [CITATIONS[url] for url in papers if url in CITATIONS]
+    return fence("\n\n".join(known), "bibtex") if paper in CITATIONS else link(paper, paper)
 
 
 def _sentence(text: str) -> Markdown:

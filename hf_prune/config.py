@@ -9,6 +9,7 @@ from hf_prune import serial
 from hf_prune.errors import ConfigError
 from hf_prune.methods import Method, get_method
 from hf_prune.registry import measure, planner, surgery
+from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
 from hf_prune.stage_configs import (
     PAPER,
     SAME,
@@ -33,8 +34,9 @@ class PrunerConfig:
         method: named recipe, see `hf-prune methods`.
         drop_layers: how many decoder blocks go.
         layers: exactly these blocks go, 0-based.
-        sparsity: share that goes, above 0 and below 1; rounded down to whole blocks.
-        sparsity_of: what the share is of.
+        sparsity: share that goes, above 0 and below 1; rounded down to whole blocks, or to a multiple of the width.
+        sparsity_of: what the share is of: "layers", "parameters" or "bytes" for methods that drop layers, "width" or
+            "parameters" for methods that slice; None takes the first.
         measure: registry name; overrides the method's.
         planner: registry name; overrides the method's.
         surgery: registry name; overrides the method's.
@@ -64,7 +66,7 @@ class PrunerConfig:
     drop_layers: int | None = None
     layers: tuple[int, ...] | None = None
     sparsity: float | None = None
-    sparsity_of: Literal["layers", "parameters", "bytes"] = "layers"
+    sparsity_of: Literal["layers", "parameters", "bytes", "width"] | None = None
     measure: str | None = None
     planner: str | None = None
     surgery: str | None = None
@@ -97,6 +99,48 @@ class PrunerConfig:
             planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
         if self.surgery is not None or self.surgery_kwargs:
             surgery.get(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
+        self._check_unit(recipe)
+
+    @property
+    def amount_of(self) -> str:
+        """What `sparsity` is a share of, resolved."""
+        return self.sparsity_of or self.recipe().cuts
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether calibration text is read: to measure, or to slice."""
+        recipe = self.recipe()
+        return recipe.cuts == "width" or (recipe.measure is not None and self.layers is None)
+
+    @property
+    def searches(self) -> bool:
+        """Whether schedules of widths are tried on the model, on text held out from calibration."""
+        return self.recipe().planner == "dynamic_width" and WidthOptions(**self.planner_kwargs).slice_base == SEARCH
+
+    def _check_unit(self, recipe: Method) -> None:
+        """Refuse what belongs to the other kind of pruning."""
+        allowed = ("width", "parameters") if recipe.cuts == "width" else ("layers", "parameters", "bytes")
+        if self.amount_of not in allowed:
+            raise ConfigError(
+                f"sparsity_of={self.sparsity_of!r}: method '{self.method}' cuts {recipe.cuts}; expected one of: "
+                f"{', '.join(map(repr, allowed))}"
+            )
+        if recipe.cuts == "width":
+            named = [name for name in ("drop_layers", "layers") if getattr(self, name) is not None]
+            named += [name for name in ("protect_first", "protect_last") if getattr(self, name)]
+            if named:
+                raise ConfigError(
+                    f"{named[0]}={getattr(self, named[0])}: method '{self.method}' narrows all layers and drops none; "
+                    "give sparsity, such as 0.25"
+                )
+            check_options(self.surgery_kwargs, self.planner_kwargs, self.sparsity, self.amount_of)
+        for kind, registry in (("planner", planner), ("surgery", surgery)):
+            name = getattr(self, kind)
+            if name is not None and registry.get(name).cuts != recipe.cuts:
+                raise ConfigError(
+                    f"{kind} '{name}' cuts {registry.get(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
+                    f"choose a {kind} of the same kind, or another method"
+                )
 
     def _check_amount(self) -> None:
         given = {
@@ -109,8 +153,6 @@ class PrunerConfig:
             raise ConfigError(f"{len(given)} amounts at once ({named}); give one of drop_layers, layers, sparsity")
         check_positive(self, "drop_layers")
         check_fraction(self, "sparsity")
-        if self.sparsity_of not in ("layers", "parameters", "bytes"):
-            raise ConfigError(f"sparsity_of={self.sparsity_of!r}; expected 'layers', 'parameters' or 'bytes'")
 
     def recipe(self) -> Method:
         """The method with this config's overrides filled in."""

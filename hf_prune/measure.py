@@ -44,9 +44,11 @@ def measure_model(
         model=model,
         measure=name,
         options=options,
-        distances=found["distances"],
-        standard_errors=found["standard_errors"],
+        distances=found.get("distances", ()),
+        standard_errors=found.get("standard_errors", ()),
         data=samples.use,
         environment=environment.describe(decoder.model),
         seconds=seconds,
+        layers=found.get("layers", ()),
+        layer_standard_errors=found.get("layer_standard_errors", ()),
     )

@@ -21,6 +21,7 @@ class Method:
         protect_first: blocks at the start that never go.
         protect_last: blocks at the end that never go.
         dataset: the paper's dataset as (id, config, calibration split, healing split), or None.
+        cuts: whole "layers", or the "width" of the residual stream.
     """
 
     name: str
@@ -33,9 +34,13 @@ class Method:
     protect_first: int
     protect_last: int
     dataset: tuple[str, str, str, str] | None
+    cuts: str = "layers"
 
 
 _UIDL = "https://arxiv.org/abs/2403.17887"
+_SLICEGPT = "https://arxiv.org/abs/2401.15024"
+# Both slicing papers calibrate on it and on WikiText-2, and find it the better one by far for tasks.
+_ALPACA = ("tatsu-lab/alpaca", "default", "train", "train")
 _C4 = ("allenai/c4", "en", "validation", "train")
 
 METHODS: dict[str, Method] = {
@@ -64,6 +69,32 @@ METHODS: dict[str, Method] = {
             protect_first=0,
             protect_last=1,
             dataset=_C4,
+        ),
+        Method(
+            name="slicegpt",
+            title="The smallest principal directions of the residual stream, as many in each layer",
+            paper=_SLICEGPT,
+            measure=None,
+            planner="constant_width",
+            surgery="slice",
+            healing="slicegpt",
+            protect_first=0,
+            protect_last=0,
+            dataset=_ALPACA,
+            cuts="width",
+        ),
+        Method(
+            name="dynamic-slicing",
+            title="The smallest principal directions of the residual stream, more of them in redundant layers",
+            paper="https://arxiv.org/abs/2411.03513",
+            measure="redundancy",
+            planner="dynamic_width",
+            surgery="slice",
+            healing="slicegpt",
+            protect_first=0,
+            protect_last=0,
+            dataset=_ALPACA,
+            cuts="width",
         ),
     )
 }

@@ -24,6 +24,7 @@ from hf_prune.reload import check_reload
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import save_model, staged
 from hf_prune.surgery import apply_plan
+from hf_prune.surgery.slice import Text, apply_slicing
 
 Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
@@ -131,12 +132,24 @@ class Models:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def cut(self, plan: Plan) -> None:
-        """Carry out a plan on the original, or take the pruned checkpoint that a killed run has left."""
+    def cut(self, plan: Plan, text: Callable[[], Text]) -> None:
+        """Carry out a plan on the original, or take the pruned checkpoint that a killed run has left.
+
+        Args:
+            plan: what to do.
+            text: gives the calibration text, which slicing looks at.
+        """
         if self._current is None and self._run.has("pruned", self._inputs(plan)):
             self.take_up(self._pruned_source(plan), "pruned")
             return
         model = self.current()
+        if plan.slicing is not None:
+            sliced = apply_slicing(decoder_of(model, self.source.ref.id), plan, text())
+            self._whole = model if self.source.folder is None else None
+            self._current, self.stage = sliced, "pruned"
+            if self._run.lasting:
+                self.checkpoint(plan)  # slicing is long work: a run that is killed later need not do it again
+            return
         if self.source.folder is None:
             self._whole = structural_copy(model)
         apply_plan(decoder_of(model, self.source.ref.id), plan)
@@ -163,7 +176,8 @@ class Models:
             model = self.current()
             with staged(source.folder) as stage:
                 save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
-                check_reload(model, stage, source=self.source.folder, keep=plan.kept)
+                kept_bytes = self.source.folder if plan.slicing is None else None
+                check_reload(model, stage, source=kept_bytes, keep=plan.kept)
             self._run.finish("pruned", self._inputs(plan))
         self._checkpoint = source
         return source
@@ -178,6 +192,8 @@ class Models:
         """Parameters of the pruned model, also before it is cut."""
         if self.stage != "original":
             return _count(self.current())
+        if plan.slicing is not None:
+            return plan.slicing.parameters
         sizes = self.sizes()
         return sizes.total_parameters - sum(sizes.parameters[i] for i in plan.dropped)
 

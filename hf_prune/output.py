@@ -16,7 +16,7 @@ from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError, HubError
 from hf_prune.healing.adapter import set_adapter_base
 from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
-from hf_prune.plots import PLOT_FILE, plot_distances
+from hf_prune.plots import PLOT_FILE, WIDTHS_FILE, plot_distances, plot_widths
 from hf_prune.records import Evaluation, Healing, ModelRef, Plan, Record, Scores
 from hf_prune.reload import Level, check_reload
 from hf_prune.saving import RECORDS, licence_files, save_model, staged
@@ -92,9 +92,12 @@ class Finished:
 
 
 def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> Path:
-    """Write README.md and the heat map of the distances beside it."""
-    plot = None
-    if finished.scores is not None:
+    """Write README.md and beside it the heat map of the distances and the widths of a sliced model."""
+    plot = widths_plot = None
+    if finished.plan.slicing is not None:
+        (folder / WIDTHS_FILE).write_bytes(plot_widths(finished.plan.slicing))
+        widths_plot = WIDTHS_FILE
+    if finished.scores is not None and finished.scores.distances:
         (folder / PLOT_FILE).write_bytes(plot_distances(finished.scores, finished.plan))
         plot = PLOT_FILE
     card = generate(
@@ -109,6 +112,7 @@ def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> 
         output="adapter" if (folder / ADAPTER).is_dir() else "merged",
         reload_level=finished.reload_level,
         plot=plot,
+        widths_plot=widths_plot,
     )
     serial.write_text(folder / "README.md", str(card))
     return folder / "README.md"
@@ -152,7 +156,7 @@ def write_output(
     """
     with staged(folder) as stage:
         save_model(model, tokenizer, stage, source=origin, keep=keep, max_shard_size=max_shard_size)
-        unhealed = finished.healing is None or adapter is not None
+        unhealed = (finished.healing is None or adapter is not None) and finished.plan.slicing is None
         level = check_reload(
             model,
             stage,

@@ -53,6 +53,12 @@ def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = 
         ConfigError: no amount, too large an amount, or layers out of range or protected.
     """
     recipe = config.recipe()
+    if recipe.cuts == "width":
+        if needed and config.sparsity is None:
+            raise ConfigError(
+                f"how much of '{name}' shall go? Give sparsity, the share of the {config.amount_of}, such as 0.25"
+            )
+        return
     allowed = allowed_blocks(recipe, depth, name)
     if config.layers is not None:
         _check_layers(config.layers, depth, allowed, recipe, name)
@@ -69,7 +75,7 @@ def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = 
             f"how much of '{name}' shall go? Give one of drop_layers (1 to {min(len(allowed), depth - 1)}), layers or "
             "sparsity"
         )
-    elif config.sparsity_of == "layers":
+    elif config.amount_of == "layers":
         count, most = _whole_layers(config.sparsity, depth), min(len(allowed), depth - 1)
         asked = f"sparsity={config.sparsity} of {depth} layers in '{name}'"
         if count < 1:
@@ -161,17 +167,17 @@ def _choose(config: PrunerConfig, recipe: Method, model: ModelRef, sizes: Sizes,
     if config.drop_layers is not None:
         return choose(config.drop_layers)
     assert config.sparsity is not None
-    if config.sparsity_of == "layers":
+    if config.amount_of == "layers":
         choice = choose(_whole_layers(config.sparsity, model.num_layers))
         reached = len(choice.layers) / model.num_layers
     else:
-        each = sizes.parameters if config.sparsity_of == "parameters" else sizes.bytes
-        total = sizes.total_parameters if config.sparsity_of == "parameters" else sizes.total_bytes
+        each = sizes.parameters if config.amount_of == "parameters" else sizes.bytes
+        total = sizes.total_parameters if config.amount_of == "parameters" else sizes.total_bytes
         choice = _choose_by_weight(config, recipe, model, each, total, choose)
         reached = sum(each[i] for i in choice.layers) / total
     logger.info(
         "sparsity %s of %s: %d of %d layers go, which is %.4f",
-        config.sparsity, config.sparsity_of, len(choice.layers), model.num_layers, reached,
+        config.sparsity, config.amount_of, len(choice.layers), model.num_layers, reached,
     )  # fmt: skip
     return choice
 
@@ -187,7 +193,7 @@ def _choose_by_weight(
     """The most layers whose weight stays within the share asked for."""
     assert config.sparsity is not None
     budget = config.sparsity * total * (1 + _ROUNDING)
-    asked = f"sparsity={config.sparsity} of the {config.sparsity_of} of '{model.id}'"
+    asked = f"sparsity={config.sparsity} of the {config.amount_of} of '{model.id}'"
     most = min(len(allowed_blocks(recipe, model.num_layers, model.id)), model.num_layers - 1)
     weights: list[int] = []
     for count in range(most, 0, -1):

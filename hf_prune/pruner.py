@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import environment, loading
-from hf_prune.architecture import decoder_of
+from hf_prune.architecture import check_prunable, decoder_of
 from hf_prune.config import PrunerConfig
 from hf_prune.hub import PushResult
 from hf_prune.loading import Source, bare_name
@@ -20,6 +20,7 @@ from hf_prune.plan import check_amount
 from hf_prune.records import Evaluation, ModelRef
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
+from hf_prune.slicing.families import check_sliceable
 from hf_prune.stages import Stages
 
 
@@ -60,10 +61,11 @@ class Pruner(Stages):
         progress: bool = True,
     ) -> None:
         decoder = decoder_of(model)
+        check_prunable(model.config, decoder.name)
         digest = weights_digest(model)
         ref = ModelRef(bare_name(decoder.name), None, decoder.config.model_type, decoder.num_layers, digest)
         config, run = config or PrunerConfig(), RunFolder(run_folder)
-        check_amount(config, ref.num_layers, ref.id, needed=False)
+        check_recipe(config, decoder.config, ref.num_layers, ref.id)
         models = Models(Source(ref, None, False), tokenizer, run, load_kwargs(model.dtype, None, False), model)
         super().__init__(config, models, tokenizer, run, model.config, None, progress)
 
@@ -108,7 +110,7 @@ class Pruner(Stages):
             trust_remote_code=trust_remote_code,
             base_model=name_given(config, model_id),
         )
-        check_amount(config, source.ref.num_layers, source.ref.id, needed=False)
+        check_recipe(config, model_config.get_text_config(decoder=True), source.ref.num_layers, source.ref.id)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)
         run = RunFolder(run_folder)
         models = Models(source, tokenizer, run, kwargs)
@@ -288,3 +290,22 @@ class Pruner(Stages):
             overwrite=overwrite,
             dry_run=dry_run,
         )
+
+
+def check_recipe(config: PrunerConfig, model_config: Any, depth: int, name: str) -> None:
+    """Refuse a recipe that the model cannot take, before any work.
+
+    Args:
+        config: the recipe, with or without an amount.
+        model_config: text config of the model.
+        depth: number of blocks.
+        name: what the model is called in errors.
+
+    Raises:
+        ConfigError: the amount does not fit.
+        ArchitectureError: the family cannot be sliced.
+        CheckpointError: quantized weights cannot be sliced.
+    """
+    if config.recipe().cuts == "width":
+        check_sliceable(model_config, name)
+    check_amount(config, depth, name, needed=False)

@@ -121,6 +121,7 @@ class Slicing:
         redundancy: LR of each layer in [0, 1], where the schedule follows it.
         search: every schedule that was tried, where several were.
         selection: the text that chose among them.
+        calibration: the text whose principal directions are kept.
     """
 
     hidden_size: int
@@ -139,6 +140,7 @@ class Slicing:
     redundancy: tuple[float, ...] | None = None
     search: tuple[Schedule, ...] = ()
     selection: TextUse | None = None
+    calibration: TextUse | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -209,7 +211,7 @@ class Plan(Record):
         """For people: "drop layers 21–28 (8 of 32, counted from 0)"."""
         if self.slicing is not None:
             cut, narrow, wide = self.slicing, min(self.slicing.widths), max(self.slicing.widths)
-            widths = f"{narrow}" if narrow == wide else f"{narrow} to {wide}"
+            widths = f"{narrow}" if narrow == wide else f"{narrow}–{wide}"
             change = f"{abs(cut.saved):.1%} {'fewer' if cut.saved >= 0 else 'MORE'} parameters"
             return (
                 f"slice the width of {self.model.num_layers} layers from {cut.hidden_size} to {widths} "

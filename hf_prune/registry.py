@@ -26,12 +26,14 @@ class Entry:
         title: one line for tables, help and cards.
         url: the paper or page that defines it.
         function: what is called.
+        cuts: what it chooses or removes: whole "layers", or the "width" of the residual stream.
     """
 
     name: str
     title: str
     url: str
     function: Callable[..., Any]
+    cuts: str = "layers"
 
     def options(self) -> dict[str, Any]:
         """The keyword-only parameters of the function, which users may set, with their defaults."""
@@ -74,13 +76,15 @@ class Registry:
             self._loaded = True
         return self._entries
 
-    def __call__(self, name: str, *, title: str, url: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def __call__(
+        self, name: str, *, title: str, url: str, cuts: str = "layers"
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function)
+            self._entries[name] = Entry(name, title, url, function, cuts)
             return function
 
         return register

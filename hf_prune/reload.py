@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from hf_prune.architecture import per_layer_settings
+from hf_prune.architecture import is_sliced, per_layer_settings
 from hf_prune.architecture.decoder import decoder_of, first_device, keep_quantized_bits, parameter_bytes
 from hf_prune.checkpoint import weight_files
 from hf_prune.errors import ReloadError
@@ -31,6 +31,12 @@ logger = logging.getLogger(__name__)
 Level = Literal["full", "streamed"]
 
 _LENGTH, _NEW = 16, 8
+
+_UNREGISTERED = """
+import runpy, hf_prune.registration
+hf_prune.registration.remove()
+runpy.run_module("hf_prune.reload", run_name="__main__", alter_sys=True)
+"""
 
 
 def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -75,9 +81,10 @@ def check_reload(
     """Hold a saved folder against the model that was saved.
 
     Level "full" loads it with plain `AutoModelForCausalLM` in a child process and compares logits and cached greedy
-    tokens, equal to the bit. Level "streamed" checks names and shapes against the stock class on the meta device, the
-    settings of each layer against the model's, and every tensor byte for byte against the base checkpoint (`source`),
-    or against the model where none is given.
+    tokens, equal to the bit; a sliced model by the code that lies in the folder, without this package's. Level
+    "streamed" checks names and shapes against the stock class on the meta device, the settings of each layer against
+    the model's, and every tensor byte for byte against the base checkpoint (`source`), or against the model where none
+    is given.
 
     Args:
         model: the model in memory, as it was saved.
@@ -94,8 +101,9 @@ def check_reload(
         ReloadError: what was saved does not load back as what is in memory.
     """
     level = level or reload_level(model)
+    shipped = is_sliced(model.config.model_type)
     if level == "streamed":
-        _check_config(model, _load_meta(folder, trust_remote_code), folder)
+        _check_config(model, _load_meta(folder, trust_remote_code or shipped), folder)
         _check_bytes(model, folder, source, keep)
         return level
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,10 +113,14 @@ def check_reload(
             "device": str(first_device(model)),
             "attn_implementation": model.config._attn_implementation,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": trust_remote_code,
+            "trust_remote_code": trust_remote_code or shipped,
         }
-        command = [sys.executable, "-m", "hf_prune.reload", str(folder), str(wanted), json.dumps(settings)]
+        # A sliced model is loaded as by somebody who has not this package: its own code, and nothing registered.
+        start = ["-c", _UNREGISTERED] if shipped else ["-m", "hf_prune.reload"]
+        command = [sys.executable, *start, str(folder), str(wanted), json.dumps(settings)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        if shipped:
+            environment["HF_MODULES_CACHE"] = str(Path(scratch) / "modules")
         child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["no message"]

@@ -28,6 +28,9 @@ class RunFolder:
 
     A stage is finished when `STAGE.inputs` holds the digest of its inputs; that file is written last.
 
+    Attributes:
+        lasting: whether the folder stays when this object goes.
+
     Args:
         path: the folder, made when the first file goes into it; None makes a temporary one that goes with this object.
 
@@ -39,6 +42,7 @@ class RunFolder:
         self._path = Path(tempfile.mkdtemp(prefix="hf-prune-") if path is None else path)
         if path is None:
             weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        self.lasting = path is not None
         _check_ours(self._path)
 
     @property

@@ -1,5 +1,6 @@
 """Token sequences, and the padded batches that models take."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ class Samples:
     def tokens(self) -> int:
         """Tokens in all sequences."""
         return sum(len(s) for s in self.sequences)
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """The sequences from `start` up to `stop`, as a text of their own."""
+        sequences = self.sequences[start:stop]
+        use = dataclasses.replace(
+            self.use, samples=len(sequences), tokens=sum(map(len, sequences)), sha256=digest(sequences)
+        )
+        return Samples(sequences, use)
 
     def hashes(self) -> frozenset[str]:
         """One hash a sequence, to prove that two sets of samples are disjoint."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import serial
 from hf_prune.architecture import rewrite_config
-from hf_prune.architecture.layer_config import compatible
+from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.errors import OutputError
 
 logger = logging.getLogger(__name__)
@@ -188,6 +188,7 @@ def _config(written: dict[str, Any], source: Path | None, keep: Sequence[int]) -
     if source is None:
         return compatible(written)
     raw = rewrite_config(serial.read_json(source / "config.json"), keep)
+    raw = _with_widths(raw, written)
     dtype = written.get("dtype")
     if dtype is not None:
         stated = [key for key in ("dtype", "torch_dtype") if key in raw]
@@ -195,6 +196,21 @@ def _config(written: dict[str, Any], source: Path | None, keep: Sequence[int]) -
     if "quantization_config" in written:
         raw.setdefault("quantization_config", written["quantization_config"])
     return raw
+
+
+def _with_widths(raw: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """The base's own file with what slicing has changed: class, code and widths, or a plain model's smaller ones."""
+    sizes = ("model_type", "hidden_size", "tie_word_embeddings")
+    before = config_of(raw).to_dict()
+    if all(before.get(key) == written.get(key) for key in sizes) and "slice_dims" not in written:
+        return raw
+    changed = {k: v for k, v in written.items() if k not in _WRITTEN_BY and (k in _ALWAYS or before.get(k, ...) != v)}
+    kept = {key: value for key, value in raw.items() if key != "auto_map"}
+    return {**kept, **changed}
+
+
+_WRITTEN_BY = ("transformers_version", "dtype", "rope_parameters")
+_ALWAYS = ("architectures", "auto_map", "head_dim")
 
 
 def _has(folder: Path | None, pattern: str) -> bool:

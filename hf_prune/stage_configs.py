@@ -117,12 +117,14 @@ class HealingConfig:
         split: the dataset's split.
         text_column: column that holds the text.
         rank: LoRA rank r.
-        alpha: LoRA alpha; the recipe sets alpha = r.
+        alpha: LoRA alpha; "uidl" sets alpha = r, "slicegpt" sets 10 at any rank.
         dropout: LoRA dropout.
-        target: "mlp" adapts the MLP projections, "all" every linear in the blocks.
+        target: "mlp" adapts the MLP projections, "all" every linear in the blocks (shortcuts of sliced models too).
         quantize: "nf4" trains on 4-bit weights (QLoRA), "none" on bf16; "auto" takes nf4 where bitsandbytes is there.
         learning_rate: peak.
-        warmup_steps: linear warm-up, then cosine to zero.
+        warmup_steps: linear warm-up to the peak.
+        schedule: how the learning rate falls from there to zero.
+        beta2: AdamW's second beta; the first is 0.9.
         batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward; None chooses.
         steps: optimizer steps at most.
@@ -140,11 +142,13 @@ class HealingConfig:
     text_column: str = "text"
     rank: int | None = None
     alpha: int | None = None
-    dropout: float = 0.05
-    target: Literal["mlp", "all"] = "mlp"
+    dropout: float | None = None
+    target: Literal["mlp", "all"] | None = None
     quantize: Literal["auto", "nf4", "none"] = "auto"
     learning_rate: float | None = None
     warmup_steps: int | None = None
+    schedule: Literal["cosine", "linear"] | None = None
+    beta2: float | None = None
     batch_size: int | None = None
     micro_batch_size: int | None = None
     steps: int | None = None
@@ -160,15 +164,9 @@ class HealingConfig:
         check_positive(self, "rank", "alpha", "batch_size", "micro_batch_size", "steps", "tokens", "max_length")
         check_positive(self, "held_out_samples", "save_steps")
         check_fraction(self, "dropout", zero=True)
+        check_fraction(self, "beta2", zero=True)
         check_fraction(self, "learning_rate")
         check_from_zero(self, "warmup_steps")
-        for name, allowed in (
-            ("target", ("mlp", "all")),
-            ("quantize", ("auto", "nf4", "none")),
-            ("output", ("merged", "adapter")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"HealingConfig.{name}={getattr(self, name)!r}; expected one of: {allowed}")
         serial.settle(self)
 
 

@@ -9,15 +9,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
-from hf_prune.architecture import check_prunable, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.measure import measure_model
 from hf_prune.models import LABELS, Label, Models
-from hf_prune.plan import Sizes, check_amount, make_plan
+from hf_prune.plan import Sizes, check_amount, make_plan, scores_digest
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
+from hf_prune.schedule_search import ScheduleJudge
+from hf_prune.slicing.costs import costs_of_config
+from hf_prune.slicing.plan import make_slicing_plan
+from hf_prune.slicing.slicer import check_tokens
+from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
 
 
@@ -48,7 +53,6 @@ class Stages:
         progress: bool,
     ) -> None:
         self.source = models.source
-        check_prunable(model_config, self.source.ref.id)
         self.config = dataclasses.replace(
             config,
             base_model=self.source.ref.id,
@@ -56,7 +60,8 @@ class Stages:
             hf_prune_version=hf_prune.__version__,
         )
         self.tokenizer, self.models, self.run = tokenizer, models, run
-        self._limit = calibration.model_limit(model_config.get_text_config(decoder=True))
+        self._text_config = model_config.get_text_config(decoder=True)
+        self._limit = calibration.model_limit(self._text_config)
         self._progress, self._token = progress, token
         self._quantized = getattr(model_config, "quantization_config", None) is not None
         self._scores: Scores | None = None
@@ -119,6 +124,10 @@ class Stages:
         """
         if self._plan is None:
             check_amount(self.config, self.source.ref.num_layers, self.source.ref.id)
+            if self.config.recipe().cuts == "width":
+                self._plan = self._plan_widths()
+                self._plan.save(self.run.path)
+                return self._plan
             measured = self.config.recipe().measure is not None and self.config.layers is None
             scores = self.measure() if measured else None
             by_weight = self.config.sparsity is not None and self.config.sparsity_of != "layers"
@@ -126,6 +135,32 @@ class Stages:
             self._plan = make_plan(self.config, self.source.ref, sizes, scores)
             self._plan.save(self.run.path)
         return self._plan
+
+    def _plan_widths(self) -> Plan:
+        settings, width = self.config.calibration, self._text_config.hidden_size
+        check_tokens(settings.samples * min(settings.max_length, self._limit), width, self.source.ref.id)
+        costs = costs_of_config(self._text_config, self.source.ref.id)
+        scores = self.measure() if self.config.recipe().measure is not None else None
+        judge = selection = None
+        if self.config.searches:
+            judge = ScheduleJudge(self.config, self.models, self.texts, self.tokenizer, self.run, self._progress)
+            selection = self.texts.selection().use
+            judge.announce(0.0 if scores is None else scores.seconds)
+        return make_slicing_plan(
+            self.config,
+            self.source.ref,
+            costs,
+            scores,
+            judge=judge,
+            selection=selection,
+            calibration=self.texts.calibration().use,
+            scores_digest=None if scores is None else scores_digest(scores),
+        )
+
+    def _text(self) -> Text:
+        """Calibration text as slicing takes it."""
+        samples = self.texts.calibration()
+        return Text(samples.sequences, self.config.calibration.batch_size, self.run.path, self._progress)
 
     def use_plan(self, plan: Plan) -> None:
         """Carry out a plan that was made before, instead of choosing.
@@ -143,9 +178,11 @@ class Stages:
             )
         self._plan = plan
         # The recipe tells what is done.
-        self.config = dataclasses.replace(
-            self.config, method=plan.method, layers=plan.dropped, drop_layers=None, sparsity=None
-        )
+        amount: dict[str, Any] = {"layers": plan.dropped, "drop_layers": None, "sparsity": None}
+        if plan.slicing is not None:
+            amount = {"sparsity": plan.slicing.requested, "sparsity_of": plan.slicing.requested_of}
+            amount["surgery_kwargs"] = dict(plan.operations[0].options)
+        self.config = dataclasses.replace(self.config, method=plan.method, **amount)
 
     def prune(self) -> PreTrainedModel:
         """Cut the model, planning first where that was not done.
@@ -159,7 +196,11 @@ class Stages:
         if self.models.stage != "original":
             raise ConfigError(f"the model is {self.models.stage} already; make a new Pruner to prune it further")
         plan = self.plan()
-        self.models.cut(plan)
+        if plan.slicing is not None and plan.slicing.calibration != self.texts.calibration().use:
+            # A plan that was made elsewhere: the record tells the text that is used here.
+            slicing = dataclasses.replace(plan.slicing, calibration=self.texts.calibration().use)
+            self._plan = plan = dataclasses.replace(plan, slicing=slicing)
+        self.models.cut(plan, self._text)
         return self.model
 
     def prepare_healing(self) -> None:

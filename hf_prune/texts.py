@@ -55,8 +55,22 @@ class Texts:
         self._made: dict[str, Samples] = {}
 
     def calibration(self) -> Samples:
-        """Text that the model is measured on."""
-        return self._get("calibration", "calibration", self._config.calibration, None)
+        """Text that the model is measured, and sliced, on."""
+        return self._calibration()[0]
+
+    def selection(self) -> Samples:
+        """Text that schedules are chosen on: as the calibration text, and held out from it.
+
+        Raises:
+            DataError: the dataset holds too little for both.
+        """
+        held = self._calibration()[1]
+        if held is None:
+            raise DataError(
+                "there is one calibration sequence alone, and none to choose a schedule on; expected at least 2. Give "
+                "more text, or a slice_base instead of the search"
+            )
+        return held
 
     def evaluation(self) -> Samples:
         """Text that models are judged on."""
@@ -96,6 +110,19 @@ class Texts:
     def sampled_files(self) -> list[Path]:
         """Token files of the texts that were sampled from the model: nobody can look those up elsewhere."""
         return [self._run.tokens(name) for name, made in self._made.items() if made.use.dataset is None]
+
+    def _calibration(self) -> tuple[Samples, Samples | None]:
+        """Calibration text, and what is held out from it where a search needs that: one fifth of what was read."""
+        wanted = self._config.calibration.samples
+        held = max(1, wanted // 4) if self._config.searches else 0
+        found = self._get("calibration", "calibration", self._config.calibration, wanted + held if held else None)
+        if not held:
+            return found, None
+        held = max(1, len(found.sequences) // 5)
+        kept = len(found.sequences) - held
+        if kept < 1:
+            return found, None
+        return found.part(0, kept), found.part(kept, len(found.sequences))
 
     def _files(self, stage: Stage) -> list[tuple[str, int, int]]:
         source = calibration.resolve(getattr(self._config, stage), stage, self._method, self._config.calibration)
@@ -166,9 +193,9 @@ class Texts:
         """
         itself = self.samples_itself(stage)
         earlier: dict[str, Samples] = {}
-        measured = self._method.measure is not None and self._config.layers is None
-        if name != "calibration" and measured and self.samples_itself("calibration") == itself:
-            earlier["calibration"] = self.calibration()
+        if name != "calibration" and self._config.calibrates and self.samples_itself("calibration") == itself:
+            self.calibration()
+            earlier["calibration"] = self._made["calibration"]
         if name in ("held-out", "healing") and self.samples_itself("evaluation") == itself:
             earlier["evaluation"] = self.evaluation()
         if name == "healing":

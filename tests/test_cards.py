@@ -229,7 +229,7 @@ def check_markdown(text):
         if token.type == "link_open":
             assert token.attrs["href"].startswith(allowed), token
         if token.type == "image":
-            assert token.attrs["src"] == "./scores.png"
+            assert token.attrs["src"] in ("./scores.png", "./widths.png")
     for rows in tables_of(text):
         assert len({len(row) for row in rows}) == 1
     for char in "\u202e\u2066\u200b\ufeff\x00\x1b":

@@ -1,7 +1,15 @@
 """Where blocks and per-layer settings live: the only package that names layer paths and config keys."""
 
 from hf_prune.architecture.decoder import Decoder, decoder_of
-from hf_prune.architecture.families import FAMILIES, Family, check_prunable, layer_count
+from hf_prune.architecture.families import (
+    FAMILIES,
+    Family,
+    base_type,
+    check_decoder,
+    check_prunable,
+    is_sliced,
+    layer_count,
+)
 from hf_prune.architecture.layer_config import (
     per_layer_settings,
     rewrite_config,
@@ -13,8 +21,11 @@ __all__ = [
     "FAMILIES",
     "Decoder",
     "Family",
+    "base_type",
+    "check_decoder",
     "check_prunable",
     "decoder_of",
+    "is_sliced",
     "layer_count",
     "per_layer_settings",
     "rewrite_config",

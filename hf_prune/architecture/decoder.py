@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_prune.architecture.families import check_prunable, layer_count
+from hf_prune.architecture.families import check_decoder, layer_count
 from hf_prune.errors import ArchitectureError
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -81,7 +81,7 @@ def decoder_of(model: Any, name: str | None = None) -> Decoder:
     if not isinstance(model, PreTrainedModel):
         raise ArchitectureError(f"expected a transformers PreTrainedModel; got {type(model).__name__}")
     name = name or model.config._name_or_path or type(model).__name__
-    check_prunable(model.config, name)
+    check_decoder(model.config, name)
     if model.get_output_embeddings() is None:
         raise ArchitectureError(
             f"'{name}' is a {type(model).__name__} without a language modelling head; load it with "

@@ -5,12 +5,16 @@ cut. `FAMILIES` names those that the tests hold to it; `check_prunable` refuses 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_prune.errors import ArchitectureError
+
+SLICED = "sliced_"
+"""What the model_type of a sliced model begins with; its family's follows."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,36 @@ def layer_count(config: PretrainedConfig) -> int:
     return count
 
 
+def is_sliced(model_type: Any) -> bool:
+    """Whether a model_type is that of a model which hf_prune has sliced."""
+    return isinstance(model_type, str) and model_type.startswith(SLICED)
+
+
+def base_type(model_type: str) -> str:
+    """The model_type of the family that a sliced model belongs to; any other one as it is."""
+    return model_type.removeprefix(SLICED)
+
+
 def check_prunable(config: PretrainedConfig, name: str) -> None:
     """Refuse, before any work, what cannot lose blocks and stay a stock model.
+
+    Args:
+        config: the model's config as loaded.
+        name: what the model is called in errors.
+
+    Raises:
+        ArchitectureError: names the config key, its value and the reason.
+    """
+    if is_sliced(config.model_type):
+        raise ArchitectureError(
+            f"'{name}' is sliced already (model_type '{config.model_type}'): each layer expects the width of the "
+            "one before it, so that none can be dropped or sliced again. Start from the model that it was made from"
+        )
+    check_decoder(config, name)
+
+
+def check_decoder(config: PretrainedConfig, name: str) -> None:
+    """Refuse what is no decoder that this package knows how to walk through; sliced models are.
 
     Args:
         config: the model's config as loaded.
@@ -171,7 +203,7 @@ def _check_causal(config: PretrainedConfig, name: str) -> None:
             f"{_NOT_A_DECODER}; extract the text model and prune that"
         )
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not remote and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not remote and base_type(config.model_type) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = (
             "" if config.model_type in CONFIG_MAPPING_NAMES else ", which this version of transformers doesn't know"
         )

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_prune.architecture.families import layer_count
+from hf_prune.architecture.families import base_type, layer_count
 
 # Lists that may happen to be as long as the model is deep, and have nothing to do with its blocks.
 _NOT_PER_LAYER = frozenset(
@@ -195,7 +195,7 @@ def compatible(raw: dict[str, Any]) -> dict[str, Any]:
             result.setdefault("rope_local_base_freq", local["rope_theta"])
         rope = rope.get("full_attention")
     if isinstance(rope, dict):
-        for key, value in _flat_rope(rope, raw["model_type"]).items():
+        for key, value in _flat_rope(rope, base_type(raw["model_type"])).items():
             result.setdefault(key, value)
     if raw.get("dtype") is not None:
         result.setdefault("torch_dtype", raw["dtype"])

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_prune.cli.options import CalibrationOptions, HealOptions, RecipeOptions, TextOptions
+from hf_prune.cli.options import CalibrationOptions, HealOptions, RecipeOptions, SliceOptions, TextOptions
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
+from hf_prune.slicing.options import SEARCH
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -31,6 +32,7 @@ def make_config(
     heal: HealOptions | None = None,
     base_model: str | None = None,
     token: str | None = None,
+    slicing: SliceOptions | None = None,
 ) -> PrunerConfig:
     """The recipe of a command: the file it names, and what its options change.
 
@@ -47,6 +49,7 @@ def make_config(
     changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last")
     # What a finished recipe says of its own base is not true of the model at hand.
     changes |= {"base_model": base_model, "base_revision": None, "hf_prune_version": None}
+    changes |= _slicing(slicing, base)
     calibration = _given(data, *_SOURCE, "samples", "max_length", "batch_size")
     return dataclasses.replace(
         base,
@@ -81,6 +84,30 @@ _SOURCE = ("dataset", "dataset_config", "split", "text_column", "seed")
 def _given(options: Any, *names: str) -> dict[str, Any]:
     """The options that a command has and was given."""
     return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def _slicing(given: SliceOptions | None, base: PrunerConfig) -> dict[str, Any]:
+    """Options of planner and surgery, over those of the recipe's file."""
+    planner = {name: value for name, value in (("multiple", getattr(given, "round_to", None)),) if value is not None}
+    share = getattr(given, "slice_base", None)
+    if share is not None:
+        planner["slice_base"] = share if share == SEARCH else _share(share)
+    surgery = _given(given, "basis")
+    if getattr(given, "untie", False):
+        surgery["tied"] = False
+    changes: dict[str, Any] = {}
+    if planner:
+        changes["planner_kwargs"] = {**base.planner_kwargs, **planner}
+    if surgery:
+        changes["surgery_kwargs"] = {**base.surgery_kwargs, **surgery}
+    return changes
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--slice-base {text!r}; expected '{SEARCH}' or a share such as 0.2") from error
 
 
 def _healing(heal: HealOptions | None) -> dict[str, Any]:

@@ -62,12 +62,33 @@ class RecipeOptions:
     drop_layers: Annotated[int | None, _option("How many layers go.", panel="Recipe")] = None
     layers: Annotated[str | None, _option("Exactly these layers go, from 0: 21-28 or 3,5,9.", panel="Recipe")] = None
     sparsity: Annotated[float | None, _option("Share that goes, above 0 and below 1.", panel="Recipe")] = None
-    sparsity_of: Annotated[str | None, _option("layers, parameters or bytes.", panel="Recipe")] = None
+    sparsity_of: Annotated[
+        str | None,
+        _option("layers (default), parameters, bytes; for slicing width (default), parameters.", panel="Recipe"),
+    ] = None
     protect_first: Annotated[int | None, _option("Layers at the start that never go.", panel="Recipe")] = None
     protect_last: Annotated[int | None, _option("Layers at the end that never go.", panel="Recipe")] = None
     config: Annotated[
         str | None, _option("Recipe file, folder or repo; the other options override it.", panel="Recipe")
     ] = None
+
+
+@dataclass(frozen=True)
+class SliceOptions:
+    """How a residual stream is narrowed."""
+
+    slice_base: Annotated[
+        str | None,
+        _option("Share that every layer loses at least, or search: the best of several (default).", panel="Slicing"),
+    ] = None
+    round_to: Annotated[int | None, _option("Widths are multiples of this. Default: 8.", panel="Slicing")] = None
+    basis: Annotated[
+        str | None,
+        _option("per_block (default), or global: one rotation, and a stock model where possible.", panel="Slicing"),
+    ] = None
+    untie: Annotated[
+        bool, _option("Give a tied model a head of its own, which costs parameters.", "--untie", panel="Slicing")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -123,16 +144,15 @@ class HealOptions:
         int | None,
         _option("Training tokens. Default: the recipe's on a GPU, half an hour's worth on a CPU.", panel="Healing"),
     ] = None
-    heal_steps: Annotated[int | None, _option("Optimizer steps at most. Default: 5000.", panel="Healing")] = None
-    heal_rank: Annotated[int | None, _option("LoRA rank. Default: the paper's for the model.", panel="Healing")] = None
-    heal_target: Annotated[str | None, _option("mlp or all. Default: mlp.", panel="Healing")] = None
+    heal_steps: Annotated[int | None, _option("Most optimizer steps. Default: the recipe's.", panel="Healing")] = None
+    heal_rank: Annotated[int | None, _option("LoRA rank. Default: the recipe's.", panel="Healing")] = None
+    heal_target: Annotated[str | None, _option("mlp or all. Default: the recipe's.", panel="Healing")] = None
     heal_quantize: Annotated[
         str | None, _option("nf4 (QLoRA), none, or auto: nf4 where bitsandbytes is there.", panel="Healing")
     ] = None
-    heal_learning_rate: Annotated[
-        float | None, _option("Peak. Default: the paper's for the model.", panel="Healing")
-    ] = None
-    heal_batch_size: Annotated[int | None, _option("Sequences a step. Default: 16.", panel="Healing")] = None
+    heal_learning_rate: Annotated[float | None, _option("Peak. Default: the recipe's.", panel="Healing")] = None
+    heal_schedule: Annotated[str | None, _option("cosine or linear. Default: the recipe's.", panel="Healing")] = None
+    heal_batch_size: Annotated[int | None, _option("Sequences a step. Default: the recipe's.", panel="Healing")] = None
     heal_max_length: Annotated[int | None, _option("Tokens a training sequence.", panel="Healing")] = None
     heal_output: Annotated[
         str | None, _option("merged (plain weights) or adapter (beside the pruned weights).", panel="Healing")
@@ -175,6 +195,7 @@ _GROUPS = (
     LoadOptions,
     ModelOptions,
     RecipeOptions,
+    SliceOptions,
     TextOptions,
     CalibrationOptions,
     EvaluationOptions,

@@ -15,6 +15,7 @@ from hf_prune.cli.options import (
     ModelOptions,
     PushOptions,
     RecipeOptions,
+    SliceOptions,
     grouped,
 )
 from hf_prune.config import PrunerConfig
@@ -34,6 +35,7 @@ def run_command(
     evaluate: Annotated[bool, typer.Option(help="Measure original, pruned and healed model.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     recipe: RecipeOptions,
+    slicing: SliceOptions,
     data: DataOptions,
     healing: HealOptions,
     loading: ModelOptions,
@@ -45,7 +47,7 @@ def run_command(
     A killed run goes on where it was when the same command is given again.
     """
     console = Console(talk.quiet, talk.json)
-    config = make_config(recipe, data, healing, loading.base_model, loading.token)
+    config = make_config(recipe, data, healing, loading.base_model, loading.token, slicing)
     folder = output or default_output(model)
     if dry_run:
         _dry_run(console, model, config, folder, heal, evaluate, push, pushing, loading)
@@ -109,7 +111,8 @@ def _run(
             "folder": str(result.folder),
             "card": str(result.folder / "README.md"),
             "records": str(result.folder / "pruning"),
-            "dropped": list(plan.dropped),
+            "dropped": list(plan.dropped) or None,
+            **_widths(plan),
             "healing tokens": healing.tokens if healing is not None else None,
             "recovered": f"{recovered:.1%} of the lost nats per token" if recovered is not None else None,
             "reload check": result.finished.reload_level,
@@ -117,6 +120,16 @@ def _run(
             "commit": result.push.commit if result.push is not None else None,
         },
     )
+
+
+def _widths(plan: Plan) -> dict[str, Any]:
+    if plan.slicing is None:
+        return {}
+    cut = plan.slicing
+    return {
+        "widths": list(cut.widths),
+        "parameters": f"{cut.parameters:,} of {cut.original_parameters:,} ({-cut.saved:+.1%})",
+    }
 
 
 def _dry_run(

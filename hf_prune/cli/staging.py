@@ -15,6 +15,7 @@ from hf_prune.cli.options import (
     LoadOptions,
     ModelOptions,
     RecipeOptions,
+    SliceOptions,
     TextOptions,
     grouped,
 )
@@ -48,7 +49,7 @@ def measure_command(
     )
     with room_for(folder):
         scores = pruner.measure()
-    console.show(_best_windows(scores))
+    console.show(_best_windows(scores) if scores.distances else _layers(scores))
     console.done(
         f"Measured {scores.model.id}",
         {
@@ -58,6 +59,13 @@ def measure_command(
             "seconds": round(scores.seconds, 2),
         },
     )
+
+
+def _layers(scores: Scores) -> str:
+    """One score a layer."""
+    pairs = zip(scores.layers, scores.layer_standard_errors, strict=True)
+    lines = [(str(layer), f"{score:.4f}", f"{error:.4f}") for layer, (score, error) in enumerate(pairs)]
+    return rows(lines, ("layer", scores.measure, "± se"))
 
 
 def _best_windows(scores: Scores) -> str:
@@ -78,13 +86,14 @@ def plan_command(
         Path | None, typer.Option("--output", "-o", help="Folder for plan.json. Default: the scores' own.")
     ] = None,
     recipe: RecipeOptions,
+    slicing: SliceOptions,
     data: CalibrationOptions,
     loading: ModelOptions,
     talk: ConsoleOptions,
 ) -> None:
-    """Choose the layers that go: at once where the scores are there, else after measuring the model."""
+    """Choose the layers that go, or the widths: at once where that is possible, else after measuring the model."""
     console = Console(talk.quiet, talk.json)
-    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token, slicing=slicing)
     scores = Path(source) / Scores.FILE
     if scores.is_file():
         plan, folder = _plan_from_scores(config, Scores.load(scores)), output or Path(source)
@@ -103,10 +112,10 @@ def _plan_from_scores(config: Any, scores: Scores) -> Plan:
     from hf_prune.errors import ConfigError
     from hf_prune.plan import Sizes, make_plan
 
-    if config.sparsity is not None and config.sparsity_of != "layers":
+    if config.sparsity is not None and config.amount_of != "layers":
         raise ConfigError(
-            f"sparsity_of='{config.sparsity_of}' needs the sizes of the blocks, which scores do not hold; plan from "
-            f"the model instead: hf-prune plan {scores.model.id} ..."
+            f"sparsity_of='{config.amount_of}' needs the sizes of the model's parts, which scores do not hold; plan "
+            f"from the model instead: hf-prune plan {scores.model.id} ..."
         )
     return make_plan(config, scores.model, Sizes((), (), 0, 0), scores)
 
@@ -116,7 +125,8 @@ def _plan_facts(plan: Plan, folder: Path) -> dict[str, Any]:
         "plan": str(folder / Plan.FILE),
         "model": plan.model.id,
         "method": plan.method,
-        "dropped": list(plan.dropped),
+        "dropped": list(plan.dropped) or None,
+        "widths": None if plan.slicing is None else list(plan.slicing.widths),
         "reason": plan.reason,
         "runner-up": list(plan.runner_up) if plan.runner_up else None,
         "gap to it": f"{plan.gap:.4f} ± {plan.gap_standard_error:.4f}" if plan.gap is not None else None,
@@ -130,6 +140,7 @@ def prune_command(
     plan: Annotated[Path | None, typer.Option("--plan", help="A plan made before.", metavar="FILE")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder.")] = None,
     recipe: RecipeOptions,
+    slicing: SliceOptions,
     data: CalibrationOptions,
     loading: ModelOptions,
     talk: ConsoleOptions,
@@ -144,7 +155,7 @@ def prune_command(
     made = None if plan is None else Plan.load(plan)
     if made is not None:
         recipe = _recipe_of(made, recipe)
-    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token, slicing=slicing)
     pruner = Pruner.from_pretrained(model, config, progress=console.progress, **loading.load_kwargs())
     if made is not None:
         pruner.use_plan(made)

@@ -37,7 +37,7 @@ def add_adapter(model: PreTrainedModel, config: HealingConfig, targets: Targets)
     """
     from peft import LoraConfig, get_peft_model
 
-    assert config.alpha and config.rank
+    assert config.alpha and config.rank and config.dropout is not None
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -64,6 +64,7 @@ def attach(
     """
     from peft import set_peft_model_state_dict
 
+    assert config.target
     adapted = add_adapter(model, config, find_targets(decoder_of(model, base_model), config.target))
     result: Any = set_peft_model_state_dict(adapted, state)
     assert not result.unexpected_keys, result.unexpected_keys

@@ -26,8 +26,10 @@ def check_config(config: HealingConfig) -> None:
     Raises:
         ConfigError: a setting that `recipes.resolve` fills is None.
     """
-    names = ("rank", "alpha", "learning_rate", "warmup_steps", "batch_size", "micro_batch_size", "steps", "tokens")
-    missing = [name for name in (*names, "max_length", "save_steps") if getattr(config, name) is None]
+    lora = ("rank", "alpha", "dropout", "target")
+    optimizer = ("learning_rate", "warmup_steps", "schedule", "beta2", "batch_size", "micro_batch_size")
+    length = ("steps", "tokens", "max_length", "save_steps")
+    missing = [name for name in (*lora, *optimizer, *length) if getattr(config, name) is None]
     if missing:
         raise ConfigError(f"healing settings {missing} are None; expected values: call recipes.resolve first")
 
@@ -96,6 +98,15 @@ def count_parameters(folder: Path) -> int:
     for file in _open_all(folder):
         total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     return total
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of all tensors of a checkpoint, from the headers alone.
+
+    Raises:
+        CheckpointError: there are no safetensors files, or one cannot be read.
+    """
+    return {name for file in _open_all(folder) for name in file.keys()}
 
 
 def fingerprint(folder: Path) -> str:
@@ -169,7 +180,12 @@ def load(
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT asks models for an attribute that transformers renamed; the warning helps nobody here."""
+    """Without the warnings that help nobody here.
+
+    PEFT asks models for an attribute that transformers renamed. Of a sliced GPT-2 it says that Conv1D and nn.Linear
+    (the shortcuts) are among its targets, which it sorts out by itself.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         yield

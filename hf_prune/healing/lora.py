@@ -19,6 +19,7 @@ from hf_prune.healing.adapter import adapter_state, add_adapter, attach, save_ad
 from hf_prune.healing.budget import Throughput, eta, in_words, probe
 from hf_prune.healing.losses import held_out_loss, predicted_tokens
 from hf_prune.healing.merge import merge_adapter
+from hf_prune.healing.nf4 import nf4_config
 from hf_prune.healing.targets import Targets, find_targets
 from hf_prune.records import Healing, HeldOutLoss
 from hf_prune.samples import Samples
@@ -111,6 +112,7 @@ def heal(
     micro = config.micro_batch_size or 1
 
     loaded = _load_for_training(pruned_folder, device, quantized, speed, trust_remote_code)
+    assert config.target
     targets = find_targets(decoder_of(loaded, pruned_folder.name), config.target)
     from transformers import set_seed  # here, because it brings peft and bitsandbytes along
 
@@ -258,14 +260,8 @@ def _load_for_training(
         dtype: torch.dtype | str = "auto" if speed.dtype == "bfloat16" else compute
         return checkpoint.load(folder, device, dtype=dtype, trust_remote_code=trust_remote_code)
     from peft import prepare_model_for_kbit_training
-    from transformers import BitsAndBytesConfig
 
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
+    nf4 = nf4_config(folder, compute, trust_remote_code=trust_remote_code)
     model = checkpoint.load(folder, device, quantization=nf4, trust_remote_code=trust_remote_code)
     with checkpoint.quiet_peft():
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

@@ -14,6 +14,8 @@ from hf_prune.errors import ArchitectureError
 # and are left as they are, or healing would move tokens to experts that were trained for others.
 _MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|temporal", re.IGNORECASE)
 _ROUTER = re.compile(r"router|^gate$|^shared_expert_gate$", re.IGNORECASE)
+# The residual's own linear map, around attention or MLP, in the blocks of sliced models.
+_SHORTCUT = re.compile(r"^(.*_)?shortcut$")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Targets:
     Attributes:
         names: dotted names within a block, such as "mlp.gate_proj"; the same for all blocks that have them.
         pattern: regular expression that matches the full names of these modules and of nothing else.
-        transposed: whether they are Conv1D, with weights of shape (inputs, outputs), as in GPT-2.
+        transposed: whether they are Conv1D, with weights of shape (inputs, outputs), as in GPT-2; shortcuts aside,
+            which are nn.Linear in every sliced model.
         warning: sentence where these are not what was asked for.
     """
 
@@ -37,14 +40,16 @@ def find_targets(decoder: Decoder, kind: Literal["mlp", "all"]) -> Targets:
     """Find the linear maps inside the blocks, by what they are and where they sit.
 
     "mlp" means every linear map outside of attention (and other token mixers), "all" means those as well; routers
-    never count. Experts that are fused into one tensor are no linear maps and get no adapter; where a model has no
-    other MLP, the adapters go to attention instead, with a warning.
+    never count. The shortcuts of a sliced model belong to neither attention nor MLP, whatever they are called after:
+    they are the residual's own map, and "all" alone adapts them. Experts that are fused into one tensor are no linear
+    maps and get no adapter; where a model has no other MLP, the adapters go to attention instead, with a warning.
 
     Raises:
         ArchitectureError: the blocks hold no linear map that could carry an adapter.
     """
     linears = _linears(decoder)
-    mlp = [name for name in linears if not any(_MIXER.search(part) for part in name.split("."))]
+    branches = [name for name in linears if not is_shortcut(name)]
+    mlp = [name for name in branches if not any(_MIXER.search(part) for part in name.split("."))]
     names = mlp if kind == "mlp" else list(linears)
     warning = None
     fused = _fused_experts(decoder)
@@ -55,21 +60,26 @@ def find_targets(decoder: Decoder, kind: Literal["mlp", "all"]) -> Targets:
             f"healing leaves {share} MLP weights as they are"
         )
         warning += " and trains attention instead." if not mlp and kind == "mlp" else "."
-    if not names and linears and fused:
-        names = list(linears)
+    if not names and fused:
+        names = branches
     if not names:
         hint = " Try healing.target='all' (--heal-target all)." if linears else ""
         raise ArchitectureError(
             f"healing found no linear map for target='{kind}' in the blocks of '{decoder.name}' (model_type "
             f"'{decoder.config.model_type}'); expected nn.Linear, Conv1D or their quantized forms.{hint}"
         )
-    kinds = {linears[name] for name in names}
+    kinds = {linears[name] for name in names if not is_shortcut(name)}
     if len(kinds) > 1:
         raise ArchitectureError(
             f"'{decoder.name}' mixes nn.Linear and Conv1D among {names}; expected one kind for one adapter"
         )
     pattern = rf"{re.escape(decoder.blocks_path)}\.\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
-    return Targets(tuple(sorted(names)), pattern, kinds.pop(), warning)
+    return Targets(tuple(sorted(names)), pattern, True in kinds, warning)
+
+
+def is_shortcut(name: str) -> bool:
+    """Whether a dotted name is that of a sliced model's shortcut (`attn_shortcut`, `mlp_shortcut`, `shortcut`)."""
+    return _SHORTCUT.match(name.rpartition(".")[2]) is not None
 
 
 def _linears(decoder: Decoder) -> dict[str, bool]:

@@ -63,9 +63,10 @@ def train(
 ) -> Trained:
     """Train the adapters of `model` in place, from the last whole checkpoint in `folder` where there is one.
 
-    AdamW without weight decay, linear warm-up then cosine to zero, gradients clipped at norm 1. A continued run ends
-    with the same tensors, to the bit on a CPU, as one that was never stopped: order of the data, dropout and optimizer
-    come from the checkpoint. Seeds Python's, NumPy's and torch's global random numbers with `config.seed`.
+    AdamW without weight decay, linear warm-up, then along `config.schedule` to zero, gradients clipped at norm 1. A
+    continued run ends with the same tensors, to the bit on a CPU, as one that was never stopped: order of the data,
+    dropout and optimizer come from the checkpoint. Seeds Python's, NumPy's and torch's global random numbers with
+    `config.seed`.
 
     The first Ctrl-C finishes the step, writes a checkpoint and raises; a second one raises at once.
 
@@ -138,7 +139,7 @@ def _trainer(
     keeper: "_Keeper",
 ) -> Trainer:
     assert config.batch_size and config.micro_batch_size and config.learning_rate and config.save_steps
-    assert config.warmup_steps is not None
+    assert config.warmup_steps is not None and config.schedule and config.beta2 is not None
     micro = min(config.micro_batch_size, len(samples.sequences))
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -146,8 +147,9 @@ def _trainer(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=config.schedule,
         warmup_steps=min(config.warmup_steps, steps),
+        adam_beta2=config.beta2,
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=autocast,

@@ -20,10 +20,15 @@ def window(scores: Scores | None, size: int, allowed: range) -> Choice:
         allowed: blocks that may go (the unprotected ones).
 
     Raises:
-        ConfigError: there are no scores to choose by.
+        ConfigError: there are no scores to choose by, or they say nothing of pairs of layers.
     """
     if scores is None:
         raise ConfigError("planner 'window' chooses by distances; it needs a measure such as 'angular', got none")
+    if not scores.distances:
+        raise ConfigError(
+            f"planner 'window' chooses by distances between all pairs of layers, and measure '{scores.measure}' gives "
+            "none; expected measure 'angular'. Measure again with it"
+        )
     candidates = [w for w in scores.windows(size) if w[0] >= allowed.start and w[0] + size <= allowed.stop]
     candidates.sort(key=lambda w: (w[1], w[0]))
     (start, distance, error), *others = candidates

@@ -1,7 +1,6 @@
 """A sliced model without weights: its config, its modules on the meta device, and where each weight comes from."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,29 +10,11 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_prune.architecture import Decoder
 from hf_prune.errors import ArchitectureError
-from hf_prune.slicing.families import sliced_classes
+from hf_prune.slicing.modeling import config_class, model_class
 from hf_prune.slicing.modeling.sliced import Step, part
+from hf_prune.slicing.points import Widths
 
 _NOT_CARRIED = ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path")
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Width of the residual stream at each point.
-
-    Attributes:
-        embed: of the embeddings.
-        attn_out: behind the attention of each layer; empty for parallel blocks, which add once.
-        mlp_out: behind each layer.
-    """
-
-    embed: int
-    attn_out: tuple[int, ...]
-    mlp_out: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `config.slice_dims`."""
-        return {"embed": self.embed, "attn_out": list(self.attn_out), "mlp_out": list(self.mlp_out)}
 
 
 def sliced_config(config: PretrainedConfig, widths: Widths, *, shortcuts: bool, tied: bool) -> Any:
@@ -45,10 +26,9 @@ def sliced_config(config: PretrainedConfig, widths: Widths, *, shortcuts: bool, 
         shortcuts: whether the basis changes between the points.
         tied: whether head and embeddings are one table.
     """
-    config_class, _ = sliced_classes(config.model_type)
     fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_CARRIED}
     fields |= {"slice_dims": widths.to_dict(), "slice_shortcuts": shortcuts, "tie_word_embeddings": tied}
-    made = config_class(**fields)
+    made = config_class(config.model_type)(**fields)
     made._attn_implementation = config._attn_implementation
     return made
 
@@ -60,9 +40,10 @@ def blank_model(decoder: Decoder, widths: Widths, *, shortcuts: bool, tied: bool
         ArchitectureError: the base holds a weight that the family's sliced class does not know of.
     """
     model = decoder.model
-    _, model_class = sliced_classes(decoder.config.model_type)
     with torch.device("meta"):
-        sliced: Any = model_class(sliced_config(decoder.config, widths, shortcuts=shortcuts, tied=tied))
+        sliced: Any = model_class(decoder.config.model_type)(
+            sliced_config(decoder.config, widths, shortcuts=shortcuts, tied=tied)
+        )
     sliced.config.dtype = model.dtype
     for name, buffer in model.named_buffers():
         put_buffer(sliced, name, buffer.detach().clone())

@@ -1,14 +1,17 @@
 """How many parameters a sliced model has, from its widths alone: exact, and quick enough to solve for."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.architecture import Decoder
-from hf_prune.slicing.blank import Widths
-from hf_prune.slicing.families import sliced_classes
+from hf_prune.architecture import Decoder, decoder_of
+from hf_prune.slicing.families import check_sliceable
+from hf_prune.slicing.modeling import model_class
 from hf_prune.slicing.modeling.sliced import Branch, centres, part, transposed
+from hf_prune.slicing.points import Widths
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Costs:
         head_bias: parameters that a head of its own adds, whatever its width.
         fixed: parameters that do not depend on widths.
         layers: the steps of each layer.
+        norms: norms along the stream, whose weights a plain model has again.
         can_tie: whether head and embeddings can stay one table.
         heads: attention heads, which a plain model's width must be a multiple of.
     """
@@ -49,6 +53,7 @@ class Costs:
     head_bias: int
     fixed: int
     layers: tuple[tuple[StepCost, ...], ...]
+    norms: int
     can_tie: bool
     heads: int
 
@@ -79,8 +84,8 @@ def costs_of(decoder: Decoder, *, can_tie: bool) -> Costs:
         can_tie: see `can_stay_tied`.
     """
     model, config = decoder.model, decoder.config
-    _, model_class = sliced_classes(config.model_type)
-    steps = model_class.block_class.steps(config)
+    family = model_class(config.model_type)
+    steps = family.block_class.steps(config)
     layers, fixed = [], 0
     for block in decoder.blocks:
         found = tuple(
@@ -96,21 +101,49 @@ def costs_of(decoder: Decoder, *, can_tie: bool) -> Costs:
         fixed += _untouched(block, branches) + sum(_reader_biases(block, branch) for branch in branches)
     head = model.get_output_embeddings()
     vocabulary = head.weight.numel() // config.hidden_size
-    shifts = centres(model.get_submodule(model_class.final_norm))
+    shifts = centres(model.get_submodule(family.final_norm))
     return Costs(
         hidden_size=config.hidden_size,
         original=count_parameters(model),
-        tables=sum(model.get_submodule(name).weight.shape[0] for name in model_class.tables),
+        tables=sum(part(model, name).weight.shape[0] for name in family.tables),
         head=vocabulary,
         head_bias=vocabulary if shifts or head.bias is not None else 0,
         fixed=fixed,
         layers=tuple(layers),
+        norms=1 + sum(len({b.norm for step in steps for b in step.branches}) for _ in decoder.blocks),
         can_tie=can_tie,
         heads=config.num_attention_heads,
     )
 
 
-def count(costs: Costs, widths: Widths, *, shortcuts: bool, tied: bool) -> Count:
+def costs_of_config(config: Any, name: str) -> Costs:
+    """The costs of a model that is not loaded.
+
+    Args:
+        config: its text config.
+        name: what it is called in errors.
+
+    Raises:
+        ArchitectureError: its family cannot be sliced.
+        CheckpointError: its weights are quantized.
+    """
+    check_sliceable(config, name)
+    with torch.device("meta"):
+        decoder = decoder_of(AutoModelForCausalLM.from_config(config), name)
+    return costs_of(decoder, can_tie=can_stay_tied(decoder))
+
+
+def can_stay_tied(decoder: Decoder) -> bool:
+    """Whether head and embeddings are one table, and can stay so.
+
+    Where the norms subtract the mean, so do the sliced embeddings, of which the head must know nothing.
+    """
+    head, table = decoder.model.get_output_embeddings(), decoder.model.get_input_embeddings()
+    one = getattr(head, "weight", None) is getattr(table, "weight", None)
+    return one and not any(isinstance(module, nn.LayerNorm) for module in decoder.model.modules())
+
+
+def count(costs: Costs, widths: Widths, *, shortcuts: bool, tied: bool, plain: bool = False) -> Count:
     """Parameters of the sliced model (research: SliceGPT's arithmetic with the shortcuts counted).
 
     Args:
@@ -128,6 +161,7 @@ def count(costs: Costs, widths: Widths, *, shortcuts: bool, tied: bool) -> Count
             between += width * behind if shortcuts else 0
             width = behind
     total += width * widths.embed if tied else costs.head * width + costs.head_bias
+    total += costs.norms * width if plain else 0
     return Count(total + between, between)
 
 

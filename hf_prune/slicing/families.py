@@ -1,30 +1,12 @@
 """Which architectures can be sliced, which cannot, and why."""
 
-import importlib
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from hf_prune.architecture import check_prunable
 from hf_prune.errors import ArchitectureError, CheckpointError
-
-SLICEABLE: dict[str, str] = {
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "gemma": "Gemma",
-    "phi3": "Phi3",
-    "mixtral": "Mixtral",
-    "qwen2_moe": "Qwen2Moe",
-    "qwen3_moe": "Qwen3Moe",
-    "opt": "OPT",
-    "gpt2": "GPT2",
-    "phi": "Phi",
-    "gpt_neox": "GPTNeoX",
-    "falcon": "Falcon",
-}
-"""model_type to the name that its classes begin with."""
+from hf_prune.slicing.modeling import SLICEABLE
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 """Families in which a model of one rotation is again a plain model of its family, of smaller `hidden_size`."""
@@ -76,8 +58,8 @@ def check_sliceable(config: PretrainedConfig, name: str) -> None:
             )
     if model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
         raise ArchitectureError(
-            f"'{name}' has word_embed_proj_dim={config.word_embed_proj_dim} and hidden_size={config.hidden_size}: maps "
-            "between both stand around the residual stream; only equal ones are supported"
+            f"'{name}' has word_embed_proj_dim={config.word_embed_proj_dim} and hidden_size={config.hidden_size}: "
+            "maps between both stand around the residual stream; only equal ones are supported"
         )
 
 
@@ -88,16 +70,3 @@ _SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     ),
     "gpt2": (("add_cross_attention", False, "cross-attention reads another stream"),),
 }
-
-
-def sliced_classes(model_type: str) -> tuple[type[Any], type[Any]]:
-    """Config and model class of a sliced model of this family.
-
-    Args:
-        model_type: of the base.
-    """
-    home = "hf_prune.slicing.modeling"
-    configuration = importlib.import_module(f"{home}.configuration_sliced_{model_type}")
-    modeling = importlib.import_module(f"{home}.modeling_sliced_{model_type}")
-    prefix = f"Sliced{SLICEABLE[model_type]}"
-    return getattr(configuration, f"{prefix}Config"), getattr(modeling, f"{prefix}ForCausalLM")

@@ -16,8 +16,8 @@ class SecondMoment:
 
     Args:
         width: D.
-        weighting: "raw" sums the tokens as they are, so that a few of huge norm weigh most; "token" scales each to norm
-            one first, as the norm behind it will (the paper's text, where its code is "raw").
+        weighting: "raw" sums the tokens as they are, so that a few of huge norm weigh most; "token" scales each to
+            norm one first, as the norm behind it will (the paper's text, where its code is "raw").
     """
 
     def __init__(self, width: int, weighting: Weighting = "raw") -> None:

@@ -139,6 +139,3 @@ def fill(decoder: Decoder, sliced: Any, points: Sequence[torch.Tensor]) -> None:
             at += 1
         rotator.rest(layer)
     rotator.head(points[0], points[-1])
-
-
-

@@ -1,5 +1,7 @@
 """SliceGPT's loop: find the basis of each point from what the blocks before it, sliced already, send there."""
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,17 @@ from transformers import PreTrainedModel
 
 from hf_prune.activation_store import ActivationStore
 from hf_prune.architecture import Decoder
+from hf_prune.architecture.decoder import first_device
+from hf_prune.environment import faster_dtype
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.runner import Call, Walker, evaluating, first, run_block
 from hf_prune.samples import Batch, batches
-from hf_prune.slicing.blank import Widths, blank_model, check_filled
+from hf_prune.slicing.blank import blank_model, check_filled
+from hf_prune.slicing.costs import can_stay_tied
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.slicing.modeling.sliced import Step
 from hf_prune.slicing.moments import Orientation, SecondMoment, Weighting, principal_basis
+from hf_prune.slicing.points import Widths
 from hf_prune.slicing.rotate import Rotator, fill
 
 logger = logging.getLogger(__name__)
@@ -66,8 +72,9 @@ def slice_model(
     """Slice a model: rotate its residual stream to its principal directions and cut the smallest off.
 
     The base is left as it is; the sliced model has tensors of its own, in the base's dtype and on its devices. Each
-    half of a block runs once over the text, as the sliced model will run it, so that every basis sees the error made
-    before it (SliceGPT section 3.4 and the authors' code; they run each block twice).
+    half of a block runs once over the text, with the weights that the sliced model will have (in float32 where the
+    processor is slow in theirs), so that every basis sees the error made before it (SliceGPT section 3.4 and the
+    authors' code; they run each block twice).
 
     Args:
         decoder: the base.
@@ -101,16 +108,6 @@ def slice_model(
             fill(decoder, sliced, [basis] * (points + 1))
     check_filled(sliced)
     return _thawed(sliced)
-
-
-def can_stay_tied(decoder: Decoder) -> bool:
-    """Whether head and embeddings are one table, and can stay so.
-
-    Where the norms subtract the mean, so do the sliced embeddings, of which the head must know nothing.
-    """
-    head, table = decoder.model.get_output_embeddings(), decoder.model.get_input_embeddings()
-    one = getattr(head, "weight", None) is getattr(table, "weight", None)
-    return one and not any(isinstance(module, torch.nn.LayerNorm) for module in decoder.model.modules())
 
 
 def check_tokens(tokens: int, hidden_size: int, name: str) -> None:
@@ -169,6 +166,8 @@ class _Loop:
         self.batches = list(batches(sequences, settings.batch_size))
         self.store = ActivationStore(settings.budget, settings.scratch)
         self.width: int = decoder.config.hidden_size
+        self.dtype = decoder.model.dtype
+        self.compute = faster_dtype(first_device(decoder.model), self.dtype)
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def slice_in_turn(self, widths: Widths) -> None:
@@ -196,7 +195,9 @@ class _Loop:
         """The basis of all points: of the sum of their second moments, each scaled to the same trace."""
         total = self._embed().normalised()
         for layer in self._layers("measuring"):
-            block = self.decoder.blocks[layer]
+            block: Any = self.decoder.blocks[layer]
+            if self.compute != self.dtype:
+                block = copy.deepcopy(block).to(self.compute)
             steps = self.rotator.blocks[layer].own_steps
             moments = [self._moment() for _ in steps]
             norms = [block.get_submodule(step.branches[0].norm) for step in steps[1:]]
@@ -210,7 +211,7 @@ class _Loop:
                         handle.remove()
                 for moment, state in zip(moments, (*(s.reshape(out.shape) for s in seen), out), strict=True):
                     moment.add(self._centred(state), batch.attention_mask)
-                self.store[index] = out
+                self.store[index] = out.to(self.dtype)
             for moment in moments:
                 self._check(moment, layer)
                 total = total + moment.normalised()
@@ -219,14 +220,16 @@ class _Loop:
     def _advance(self, layer: int, step: Step, basis: torch.Tensor) -> SecondMoment:
         """One addition to the stream over the whole text, in the basis of the base; its second moment behind."""
         moment, block = self._moment(), self.rotator.blocks[layer]
-        turned = basis.to(self.decoder.model.dtype)
+        turned = basis.to(self.compute)
+        block.to(self.compute)
         for index, batch, hidden, call in self._calls(layer):
             narrow = hidden @ turned.to(hidden.device)
             out = narrow @ turned.T.to(hidden.device)
             for branch in step.branches:
                 out = out + block.run(branch, narrow, *call.args, **call.kwargs)
             moment.add(out, batch.attention_mask)
-            self.store[index] = out
+            self.store[index] = out.to(self.dtype)
+        block.to(self.dtype)
         self._check(moment, layer)
         return moment
 
@@ -243,8 +246,17 @@ class _Loop:
         # Masks and positions are made anew for each layer: that costs an embedding, to keep them costs memory.
         device = next(self.decoder.blocks[layer].parameters()).device
         for index, batch in enumerate(self.batches):
-            _, calls = self.walker.calls(batch)
-            yield index, batch, self.store[index].to(device), calls[layer]
+            call = self.walker.calls(batch)[1][layer]
+            call = dataclasses.replace(call, args=self._computed(call.args), kwargs=self._computed(call.kwargs))
+            yield index, batch, self.store[index].to(device, self.compute), call
+
+    def _computed(self, value: Any) -> Any:
+        """Masks and positions in the dtype that is computed in."""
+        if isinstance(value, torch.Tensor):
+            return value.to(self.compute) if value.dtype == self.dtype else value
+        if isinstance(value, dict):
+            return {key: self._computed(item) for key, item in value.items()}
+        return tuple(map(self._computed, value)) if isinstance(value, tuple) else value
 
     def _centred(self, hidden: torch.Tensor) -> torch.Tensor:
         """The stream as the sliced model has it: without its mean where the norms subtract it anyway."""

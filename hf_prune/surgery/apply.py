@@ -18,11 +18,7 @@ def apply_plan(decoder: Decoder, plan: Plan) -> Decoder:
         ConfigError: the plan was made for a model of another depth or architecture, or names an unknown operation
             or blocks that are not there.
     """
-    if (plan.model.num_layers, plan.model.model_type) != (decoder.num_layers, decoder.config.model_type):
-        raise ConfigError(
-            f"the plan was made for '{plan.model.id}' ({plan.model.model_type}, {plan.model.num_layers} blocks); "
-            f"'{decoder.name}' is {decoder.config.model_type} with {decoder.num_layers} blocks. Plan again"
-        )
+    check_model(decoder, plan)
     check_layers([i for op in plan.operations for i in op.layers], decoder.num_layers, decoder.name)
     operations = [(surgery.get(op.kind), op) for op in plan.operations]
     for entry, operation in operations:
@@ -33,3 +29,16 @@ def apply_plan(decoder: Decoder, plan: Plan) -> Decoder:
         if operation.kind == "drop":
             left = [i for i in left if i not in operation.layers]
     return decoder
+
+
+def check_model(decoder: Decoder, plan: Plan) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        ConfigError: depth or architecture differ.
+    """
+    if (plan.model.num_layers, plan.model.model_type) != (decoder.num_layers, decoder.config.model_type):
+        raise ConfigError(
+            f"the plan was made for '{plan.model.id}' ({plan.model.model_type}, {plan.model.num_layers} blocks); "
+            f"'{decoder.name}' is {decoder.config.model_type} with {decoder.num_layers} blocks. Plan again"
+        )

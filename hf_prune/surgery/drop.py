@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_prune.architecture import Decoder, decoder_of, rewrite_quantization, update_live_config
+from hf_prune.architecture import Decoder, check_prunable, decoder_of, rewrite_quantization, update_live_config
 from hf_prune.architecture.decoder import renumber
 from hf_prune.config import check_indices
 from hf_prune.errors import ConfigError
@@ -60,6 +60,7 @@ def prune_layers(model: ModelT, layers: Iterable[int]) -> ModelT:
         ```
     """
     decoder = decoder_of(model)
+    check_prunable(model.config, decoder.name)
     drop(decoder, check_layers(layers, decoder.num_layers, decoder.name))
     return model
 

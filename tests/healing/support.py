@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig
 from hf_prune.healing.budget import Throughput
 from hf_prune.records import TextUse
@@ -15,8 +18,8 @@ from tests.tiny import VOCAB, tiny_model
 SPEED = Throughput(flops=1e12, dtype="bfloat16")
 
 SETTINGS = HealingConfig(
-    rank=4, alpha=4, learning_rate=0.01, warmup_steps=2, batch_size=4, micro_batch_size=2, steps=12, tokens=10_000,
-    max_length=16, save_steps=2, quantize="none",
+    rank=4, alpha=4, dropout=0.05, target="mlp", learning_rate=0.01, warmup_steps=2, schedule="cosine", beta2=0.999,
+    batch_size=4, micro_batch_size=2, steps=12, tokens=10_000, max_length=16, save_steps=2, quantize="none",
 )  # fmt: skip
 
 
@@ -58,3 +61,44 @@ def pruned_checkpoint(folder: Path, model_type: str = "llama", depth: int = 2, *
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder)
     return folder
+
+
+def with_shortcuts(model: PreTrainedModel, *names: str) -> PreTrainedModel:
+    """Give each block linear maps of the residual, as sliced models have them; the model runs through all of them."""
+
+    def before(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_states, *rest = args
+        for name in names:
+            hidden_states = block.get_submodule(name)(hidden_states)
+        return (hidden_states, *rest)
+
+    for block in decoder_of(model).blocks:
+        for name in names:
+            setattr(block, name, nn.Linear(32, 32, bias=False))
+        block.register_forward_pre_hook(before)
+    return model
+
+
+class ShortcutLlamaConfig(LlamaConfig):
+    """Of a Llama that has what slicing adds."""
+
+    model_type = "shortcut_llama"
+    auto_map = {
+        "AutoModelForCausalLM": "code.that_is_not_asked_for"
+    }  # a type of one's own is prunable with code alone
+
+
+class ShortcutLlama(LlamaForCausalLM):
+    """A Llama that has what slicing adds: shortcuts in the blocks, a map behind the last norm."""
+
+    config_class = ShortcutLlamaConfig
+
+    def __init__(self, config: ShortcutLlamaConfig) -> None:
+        super().__init__(config)
+        with_shortcuts(self, "attn_shortcut", "mlp_shortcut")
+        self.model.norm.map = nn.Linear(32, 32, bias=False)
+        self.model.norm.register_forward_hook(lambda norm, args, output: norm.map(output))
+
+
+AutoConfig.register("shortcut_llama", ShortcutLlamaConfig)
+AutoModelForCausalLM.register(ShortcutLlamaConfig, ShortcutLlama)

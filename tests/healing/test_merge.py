@@ -8,15 +8,15 @@ from hf_prune.errors import CheckpointError
 from hf_prune.healing.adapter import adapter_state, add_adapter, attach, scaling
 from hf_prune.healing.merge import merge_adapter
 from hf_prune.healing.targets import find_targets
-from tests.healing.support import settings
+from tests.healing.support import settings, with_shortcuts
 from tests.tiny import tiny_model, tokens
 
 CONFIG = settings(rank=4, alpha=12)
 
 
-def trained_adapter(model, seed=0):
+def trained_adapter(model, seed=0, config=CONFIG):
     """An adapter whose B is not zero."""
-    adapted = add_adapter(copy.deepcopy(model), CONFIG, find_targets(decoder_of(model), CONFIG.target))
+    adapted = add_adapter(copy.deepcopy(model), config, find_targets(decoder_of(model), config.target))
     generator = torch.Generator().manual_seed(seed)
     state = adapter_state(adapted)
     return {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in state.items()}
@@ -34,6 +34,22 @@ def test_merged_computes_what_the_adapter_computes(model_type):
         merged = model(ids).logits
     assert (adapted - before).abs().max() > 0.1
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_shortcuts_are_merged_beside_maps_of_another_kind(model_type):
+    model = with_shortcuts(tiny_model(model_type, depth=3), "attn_shortcut", "mlp_shortcut")
+    config = settings(rank=4, alpha=12, target="all")
+    state = trained_adapter(model, config=config)
+    assert sum("shortcut" in name for name in state) == 3 * 2 * 2
+    ids = tokens()
+    with torch.no_grad():
+        adapted = attach(copy.deepcopy(model), config, state, "org/base")(ids).logits
+        before = model.get_submodule(f"{decoder_of(model).blocks_path}.2.attn_shortcut").weight.clone()
+        merge_adapter(model, state, scaling(config))
+        merged = model(ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model.get_submodule(f"{decoder_of(model).blocks_path}.2.attn_shortcut").weight, before)
 
 
 def test_only_adapted_weights_change_and_are_cast_once():

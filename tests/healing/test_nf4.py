@@ -10,6 +10,7 @@ from hf_prune.healing import heal, held_out_loss
 from hf_prune.healing.adapter import add_adapter
 from hf_prune.healing.budget import Throughput
 from hf_prune.healing.lora import _load_for_training
+from hf_prune.healing.nf4 import kept_whole, nf4_config
 from hf_prune.healing.targets import find_targets
 from tests.healing.support import pruned_checkpoint, settings, split_text
 from tests.tiny import tokens
@@ -88,6 +89,47 @@ def test_gpt2_in_four_bits_merges_the_right_way_round(tmp_path):
     losses = result.record.held_out
     assert losses.merged < losses.pruned - 0.05
     assert losses.merged == pytest.approx(losses.adapter, abs=0.02)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shortcuts_head_and_map_of_a_sliced_model_stay_whole(tmp_path, tied):
+    folder = pruned_checkpoint(tmp_path / "pruned", "shortcut_llama", tie_word_embeddings=tied)
+    assert kept_whole(folder) == ["attn_shortcut", "lm_head", "mlp_shortcut", "model.norm.map"]
+    model = four_bit(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    linears = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    whole = {f"model.layers.{i}.{name}_shortcut" for i in range(2) for name in ("attn", "mlp")}
+    whole |= {"lm_head", "model.norm.map"}
+    assert {n for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)} == linears - whole
+    for name in whole:
+        assert torch.equal(model.get_submodule(name).weight, plain.get_submodule(name).weight.float()), name
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_plain_models_are_quantized_as_transformers_does(tmp_path, model_type):
+    folder = pruned_checkpoint(tmp_path / "pruned", model_type)
+    assert kept_whole(folder) is None
+    assert nf4_config(folder, torch.float32).llm_int8_skip_modules is None
+    model = four_bit(folder)
+    quantized = {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    inside = find_targets(decoder_of(model), "all").names
+    assert quantized == {f"{decoder_of(model).block_prefix(i)}{name}" for i in range(2) for name in inside}
+
+
+def test_a_sliced_model_heals_in_four_bits(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "pruned", "shortcut_llama")
+    config = settings(quantize="nf4", target="all", learning_rate=0.02, schedule="linear", beta2=0.95)
+    result = heal(folder, *split_text(), config, run_folder=tmp_path / "run", base_model="o/b", progress=False)
+    losses = result.record.held_out
+    assert {"attn_shortcut", "mlp_shortcut"} < set(result.record.target_modules)
+    assert losses.quantized != losses.pruned
+    assert losses.merged < losses.pruned - 0.05
+    assert losses.merged == pytest.approx(losses.adapter, abs=0.02)
+    before = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    changed = {name for name, tensor in result.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"model.layers.0.attn_shortcut.weight", "model.layers.1.mlp_shortcut.weight"} < changed
+    assert {"model.norm.map.weight", "lm_head.weight", "model.embed_tokens.weight"}.isdisjoint(changed)
 
 
 def test_resume_in_four_bits(tmp_path, monkeypatch):

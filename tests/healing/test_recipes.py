@@ -1,20 +1,23 @@
 import dataclasses
+import re
 
 import pytest
 
+from hf_prune import serial
 from hf_prune.config import HealingConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.budget import Throughput
-from hf_prune.healing.recipes import SETTINGS_FILE, resolve
+from hf_prune.healing.checkpoint import check_config
+from hf_prune.healing.recipes import RECIPES, SETTINGS_FILE, resolve
 
 GPU = {"recipe": "uidl", "limit": 32768, "parameters": 7_000_000_000, "device": "cuda"}
 CPU = {"recipe": "uidl", "limit": 512, "parameters": 4_000_000, "device": "cpu", "base_model": "org/small"}
 SLOW = Throughput(flops=1e10, dtype="float32")
 
 
-def on_gpu(base_model, **changes):
+def on_gpu(base_model, recipe="uidl", **changes):
     # Without a micro batch the GPU's memory would be asked for.
-    return resolve(HealingConfig(micro_batch_size=1, **changes), base_model=base_model, **GPU)
+    return resolve(HealingConfig(micro_batch_size=1, **changes), base_model=base_model, **GPU | {"recipe": recipe})
 
 
 @pytest.mark.parametrize(
@@ -41,16 +44,79 @@ def test_the_paper_s_table(base_model, rank, learning_rate, max_length, tokens):
         assert config.target == "mlp"
 
 
+EVERYWHERE = {
+    "dataset": "calibration", "dataset_config": None, "split": None, "text_column": "text", "quantize": "auto",
+    "held_out_samples": 32, "output": "merged", "seed": 0, "micro_batch_size": 1, "dropout": 0.05,
+}  # fmt: skip
+
+
+def test_uidl_in_full():
+    assert serial.to_dict(on_gpu("org/any")) == EVERYWHERE | {
+        "rank": 64, "alpha": 64, "target": "mlp", "learning_rate": 3e-4, "warmup_steps": 100, "schedule": "cosine",
+        "beta2": 0.999, "batch_size": 16, "steps": 5000, "tokens": 5000 * 16 * 2048, "max_length": 2048,
+        "save_steps": 500,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("base_model", ["org/any", "meta-llama/Llama-2-7b-hf"])
+def test_slicegpt_in_full(base_model):
+    assert serial.to_dict(on_gpu(base_model, recipe="slicegpt")) == EVERYWHERE | {
+        "rank": 32, "alpha": 10, "target": "all", "learning_rate": 2e-4, "warmup_steps": 400, "schedule": "linear",
+        "beta2": 0.95, "batch_size": 12, "steps": 8000 // 12, "tokens": 666 * 12 * 1024, "max_length": 1024,
+        "save_steps": 66,
+    }  # fmt: skip
+
+
+def test_alpha_of_slicegpt_is_the_recipe_s_at_any_rank():
+    assert on_gpu("a/b", recipe="slicegpt", rank=8).alpha == 10
+    assert on_gpu("a/b", recipe="slicegpt", rank=8, alpha=3).alpha == 3
+
+
 def test_nothing_is_left_open():
-    for config in (on_gpu("a/b"), resolve(HealingConfig(), **CPU, throughput=SLOW)):
-        open_fields = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
-        assert open_fields == {"dataset_config", "split"}
+    for recipe in RECIPES:
+        for config in (
+            on_gpu("a/b", recipe),
+            resolve(HealingConfig(), **CPU | {"recipe": recipe}, throughput=SLOW),
+        ):
+            open_fields = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
+            assert open_fields == {"dataset_config", "split"}
+            check_config(config)
+
+
+def test_what_is_left_open_is_refused_by_name():
+    names = [f.name for f in dataclasses.fields(HealingConfig) if getattr(HealingConfig(), f.name) is None]
+    resolvable = sorted(set(names) - {"dataset_config", "split"})
+    with pytest.raises(ConfigError) as refused:
+        check_config(HealingConfig())
+    assert sorted(re.findall(r"'(\w+)'", str(refused.value))) == resolvable
+    for name in resolvable:
+        with pytest.raises(ConfigError, match=rf"\['{name}'\] are None"):
+            check_config(dataclasses.replace(on_gpu("a/b"), **{name: None}))
 
 
 def test_what_the_user_set_stays():
     asked = HealingConfig(rank=3, alpha=7, learning_rate=0.5, warmup_steps=0, batch_size=6, micro_batch_size=3,
-                          steps=11, tokens=4096, max_length=17, save_steps=5)  # fmt: skip
+                          steps=11, tokens=4096, max_length=17, save_steps=5, dropout=0.0, target="all",
+                          schedule="linear", beta2=0.0)  # fmt: skip
     assert resolve(asked, base_model="mistralai/Mistral-7B-v0.1", **GPU) == asked
+    other = dataclasses.replace(asked, target="mlp", schedule="cosine", dropout=0.5, beta2=0.5)
+    assert resolve(other, base_model="a/b", **GPU | {"recipe": "slicegpt"}) == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *[({"beta2": bad}, "beta2=.*from 0 and below 1") for bad in (-0.1, 1, True, float("nan"))],
+        *[({"dropout": bad}, "dropout=.*from 0 and below 1") for bad in (-0.1, 1, True)],
+        ({"schedule": "linaer"}, "HealingConfig.schedule='linaer'; expected one of: 'cosine', 'linear'.*'linear'"),
+        ({"target": "attention"}, "HealingConfig.target='attention'; expected one of: 'mlp', 'all'"),
+        ({"quantize": None}, "HealingConfig.quantize=None; expected one of: 'auto', 'nf4', 'none'"),
+        ({"output": "both"}, "HealingConfig.output='both'; expected one of: 'merged', 'adapter'"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        HealingConfig(**changes)
 
 
 def test_alpha_follows_a_rank_of_one_s_own():
@@ -80,6 +146,13 @@ def test_short_runs_warm_up_for_a_tenth():
     assert resolve(HealingConfig(tokens=5 * 16 * 512), **CPU).warmup_steps == 0
     assert resolve(HealingConfig(tokens=999 * 16 * 512), **CPU).warmup_steps == 99
     assert resolve(HealingConfig(tokens=1000 * 16 * 512), **CPU).warmup_steps == 100
+
+
+def test_a_recipe_of_few_steps_is_no_short_run():
+    slicegpt = CPU | {"recipe": "slicegpt"}
+    assert resolve(HealingConfig(tokens=666 * 12 * 512), **slicegpt).warmup_steps == 400
+    assert resolve(HealingConfig(tokens=665 * 12 * 512), **slicegpt).warmup_steps == 66
+    assert resolve(HealingConfig(tokens=9999 * 12 * 512, steps=5000), **slicegpt).warmup_steps == 400
 
 
 def test_ten_checkpoints_in_a_run():

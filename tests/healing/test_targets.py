@@ -7,7 +7,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_prune.architecture import decoder_of
 from hf_prune.errors import ArchitectureError
-from hf_prune.healing.targets import find_targets
+from hf_prune.healing.targets import find_targets, is_shortcut
+from tests.healing.support import with_shortcuts
 from tests.tiny import tiny_model
 
 LLAMA = ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -80,6 +81,46 @@ def test_shared_experts_and_dense_layers_are_adapted_routers_never():
 def test_no_mlp_at_all_is_refused():
     with pytest.raises(ArchitectureError, match="no linear map for target='mlp'.*'mamba'.*--heal-target all"):
         find_targets(decoder_of(tiny_model("mamba")), "mlp")
+
+
+SHORTCUTS = ("attn_shortcut", "mlp_shortcut")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shortcuts"),
+    [("llama", SHORTCUTS), ("gpt2", SHORTCUTS), ("opt", SHORTCUTS), ("phi", ("shortcut",)), ("falcon", ("shortcut",))],
+)
+def test_shortcuts_are_neither_attention_nor_mlp(model_type, shortcuts):
+    plain = tiny_model(model_type, depth=3)
+    model = with_shortcuts(tiny_model(model_type, depth=3), *shortcuts)
+    decoder = decoder_of(model)
+    mlp, everything = find_targets(decoder, "mlp"), find_targets(decoder, "all")
+    assert mlp == find_targets(decoder_of(plain), "mlp")
+    without = find_targets(decoder_of(plain), "all")
+    assert set(everything.names) == {*without.names, *shortcuts}
+    assert everything.transposed is without.transposed is (model_type == "gpt2")
+    expected = {f"{decoder.block_prefix(i)}{name}" for i in range(3) for name in shortcuts}
+    assert matched(model, everything) - matched(plain, without) == expected
+
+
+def test_shortcuts_are_told_by_their_last_name():
+    assert all(is_shortcut(name) for name in (*SHORTCUTS, "shortcut", "model.layers.0.attn_shortcut"))
+    assert not any(is_shortcut(name) for name in ("shortcut.proj", "mlp.shortcuts", "noshortcut", "attn_shortcut2"))
+
+
+def test_a_widening_block_is_matched_by_name_alone():
+    model = with_shortcuts(tiny_model("llama", depth=2), "mlp_shortcut")
+    model.model.layers[1].mlp_shortcut = nn.Linear(24, 28, bias=False)
+    del model.model.layers[0].mlp_shortcut
+    targets = find_targets(decoder_of(model), "all")
+    assert {name for name in matched(model, targets) if "shortcut" in name} == {"model.layers.1.mlp_shortcut"}
+
+
+def test_fused_experts_fall_back_to_attention_without_shortcuts():
+    plain = find_targets(decoder_of(tiny_model("mixtral"), "org/moe"), "mlp")
+    model = with_shortcuts(tiny_model("mixtral"), *SHORTCUTS)
+    assert find_targets(decoder_of(model, "org/moe"), "mlp") == plain
+    assert set(find_targets(decoder_of(model), "all").names) == {*plain.names, *SHORTCUTS}
 
 
 def test_names_are_not_patterns():

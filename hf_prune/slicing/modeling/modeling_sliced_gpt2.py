@@ -14,13 +14,11 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_sliced_gpt2 import SlicedGPT2Config
 from .sliced import Branch, SlicedBlock, SlicedCausalLM, Step, first
 
-_ATTENTION = Branch(
-    norm="ln_1", body=("attn",), readers=("attn.c_attn",), writers=("attn.c_proj",), attends=True
-)
+_ATTENTION = Branch(norm="ln_1", body=("attn",), readers=("attn.c_attn",), writers=("attn.c_proj",), attends=True)
 _MLP = Branch(norm="ln_2", body=("mlp",), readers=("mlp.c_fc",), writers=("mlp.c_proj",))
 
 
-class SlicedGPT2Block(SlicedBlock, GPT2Block):
+class SlicedGPT2Block(SlicedBlock, GPT2Block):  # type: ignore[misc]
     """Attention, then an MLP."""
 
     @classmethod

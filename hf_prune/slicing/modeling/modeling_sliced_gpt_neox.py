@@ -24,7 +24,7 @@ _MLP = Branch(
 )
 
 
-class SlicedGPTNeoXLayer(SlicedBlock, GPTNeoXLayer):
+class SlicedGPTNeoXLayer(SlicedBlock, GPTNeoXLayer):  # type: ignore[misc]
     """Attention and MLP side by side, behind a norm each, or one after the other."""
 
     @classmethod

@@ -5,7 +5,7 @@ than the base's `hidden_size` by another amount in each layer (`config.slice_dim
 folded into what reads them) and divide by the base's width, for which a narrower stream is one whose missing entries
 are zero. Where the rotation changes, the residual passes through a linear map, the shortcut.
 
-Method: SliceGPT, https://arxiv.org/abs/2401.15024. This file is part of hf_prune and needs torch and transformers only.
+Method: SliceGPT, https://arxiv.org/abs/2401.15024. Part of hf_prune; needs torch and transformers only.
 """
 
 from dataclasses import dataclass
@@ -197,18 +197,21 @@ class SlicedCausalLM(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        model: Any = self
         dims = config.slice_dims
-        blocks = self.get_submodule(self.blocks)
+        blocks = model.get_submodule(self.blocks)
         for layer in range(len(blocks)):
             blocks[layer] = self.block_class(config, layer)
         for name in self.tables:
             narrow(self, name, outputs=dims["embed"])
-        norm, head, last = self.get_submodule(self.final_norm), self.get_output_embeddings(), dims["mlp_out"][-1]
+        norm, head, last = model.get_submodule(self.final_norm), model.get_output_embeddings(), dims["mlp_out"][-1]
         tied = bool(config.tie_word_embeddings)
         resize(head, inputs=dims["embed"] if tied else last, bias=centres(norm))
         outputs = dims["embed"] if tied else None
         put(self, self.final_norm, SlicedFinalNorm(config.hidden_size, epsilon(norm), last, outputs))
-        self.post_init()
+        for module in self.modules():
+            module.__dict__.pop("_is_hf_initialized", None)  # of the weights that were replaced
+        model.post_init()
 
 
 def narrow(

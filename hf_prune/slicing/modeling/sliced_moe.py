@@ -23,9 +23,7 @@ class SlicedExpertsBlock(SlicedBlock):
         """What the block adds to the residual stream."""
         attention, mlp = GATED_STEPS
         (gated,) = mlp.branches
-        both = dataclasses.replace(
-            gated, readers=(*gated.readers, *_READERS), writers=(*gated.writers, *_WRITERS)
-        )
+        both = dataclasses.replace(gated, readers=(*gated.readers, *_READERS), writers=(*gated.writers, *_WRITERS))
         return attention, dataclasses.replace(mlp, branches=(both,))
 
     def run(self, branch: Branch, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,0 +1,136 @@
+"""How little each layer turns the residual stream: cosines between its input and its output."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_prune.allocation import min_max
+from hf_prune.errors import MeasureError
+from hf_prune.registry import measure
+
+
+@measure(
+    "redundancy",
+    title="Cosine between input and output of each layer, all tokens",
+    url="https://arxiv.org/abs/2411.03513",
+)
+def redundancy(*, skip_first: bool = False) -> "LayerCosines":
+    """Mean cosine of h_l and h_(l+1) of each layer (what Dynamic Slicing scales to its Layer Redundancy score).
+
+    Args:
+        skip_first: leave out the first token of each sample, where many models keep a huge activation that hides
+            what a layer adds.
+    """
+    return LayerCosines(skip_first)
+
+
+def layer_redundancy(cosines: Sequence[float]) -> tuple[float, ...]:
+    """Layer Redundancy: LR_l = (c_l - min c) / (max c - min c), in [0, 1], higher for the more redundant layer.
+
+    Args:
+        cosines: mean cosine of each layer. Where all are equal, no layer stands out and all have 1.
+
+    Raises:
+        ConfigError: there are none, or some are NaN or infinite.
+    """
+    return min_max(cosines)
+
+
+@dataclass
+class _Sums:
+    """Of one layer: over tokens, and over the means of samples."""
+
+    tokens: int = 0
+    cosines: float = 0.0
+    samples: int = 0
+    means: float = 0.0
+    squares: float = 0.0
+
+    def add(self, cosines: torch.Tensor) -> None:
+        """One sample's (tokens,) cosines."""
+        total, tokens = float(cosines.sum()), len(cosines)
+        self.tokens += tokens
+        self.cosines += total
+        self.samples += 1
+        self.means += total / tokens
+        self.squares += (total / tokens) ** 2
+
+    def standard_error(self) -> float:
+        """Sample standard deviation of the samples' means / sqrt(samples); 0 for one sample."""
+        n = self.samples
+        # Sample variance from the two sums; rounding may take it a hair below zero.
+        variance = (self.squares - self.means**2 / n) / max(n - 1, 1)
+        return math.sqrt(max(variance, 0.0) / n)
+
+
+class LayerCosines:
+    """Running sums of cos(h_l, h_(l+1)): a few numbers a layer, whatever the number of samples.
+
+    Both states are the residual stream, before any norm; the mean is over all real tokens (the mask tells which), so
+    that longer samples weigh more. Standard errors are those of the samples' means.
+
+    Args:
+        skip_first: leave out the first real token of each sample.
+    """
+
+    def __init__(self, skip_first: bool = False) -> None:
+        self._skip = int(skip_first)
+        self._sums: list[_Sums] = []
+
+    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+        """Add one batch's cosines to the layer's sums.
+
+        Raises:
+            MeasureError: a sample has no token to measure.
+        """
+        if layer == len(self._sums):
+            self._sums.append(_Sums())
+        for before, after, real in zip(inputs, outputs, mask, strict=True):
+            # One sample at a time: float64 copies of a whole batch could be larger than the model.
+            places = real.nonzero()[self._skip :, 0]
+            if not len(places):
+                raise MeasureError(
+                    f"a sample of {int(real.sum())} tokens has none to measure with skip_first={bool(self._skip)}; "
+                    "expected at least 1. Leave short samples out"
+                )
+            self._sums[layer].add(cosines(before[places.to(before.device)], after[places.to(after.device)]))
+
+    def result(self) -> dict[str, Any]:
+        """`layers` and `layer_standard_errors`, one number a layer, and the number of `samples`."""
+        assert self._sums, "no batch was seen"
+        return {
+            "layers": tuple(sums.cosines / sums.tokens for sums in self._sums),
+            "layer_standard_errors": tuple(sums.standard_error() for sums in self._sums),
+            "samples": self._sums[0].samples,
+        }
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Cosine of each pair of states.
+
+    A zero state has no direction: it stands at right angles to all others (0), as in the angular measure, and two
+    zero states are equal (1).
+
+    Args:
+        first: (tokens, width), any float dtype.
+        second: the same shape.
+
+    Returns:
+        (tokens,) float64 in [-1, 1]; 1 up to an ulp for equal states.
+    """
+    u, v = _double(first), _double(second)
+    v = v.to(u.device)
+    # One square root of the product: the quotient of equal states is then 1 exactly, not 1 less a rounding.
+    squares = (u * u).sum(-1), (v * v).sum(-1)
+    norms = (squares[0] * squares[1]).sqrt()
+    both_zero = (squares[0] + squares[1] == 0).double()
+    return torch.where(norms > 0, ((u * v).sum(-1) / norms).clamp(-1, 1), both_zero)
+
+
+def _double(hidden: torch.Tensor) -> torch.Tensor:
+    # Squares of half precision overflow, and float32 loses the digits by which good layers differ. Metal has no
+    # float64.
+    return (hidden.cpu() if hidden.device.type == "mps" else hidden).double()
