@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_prune.errors import PruneError
     from hf_prune.pruner import Pruner
     from hf_prune.records import Evaluation, Healing, Plan, Scores
+    from hf_prune.slicing.export import export_plain
     from hf_prune.surgery import prune_layers
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOMES = {
     "Pruner": "pruner",
     "PrunerConfig": "config",
     "Scores": "records",
+    "export_plain": "slicing.export",
     "prune_layers": "surgery",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "PrunerConfig",
     "Scores",
     "__version__",
+    "export_plain",
     "prune_layers",
 ]
 

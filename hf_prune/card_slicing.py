@@ -160,6 +160,7 @@ def facts(plan: Plan, slicing: Slicing) -> dict[str, Any]:
         "redundancy": slicing.redundancy is not None,
         "search": search_table(slicing) if slicing.search else Markdown(""),
         "tried": len(slicing.search),
+        "calibration": tables.text_use(slicing.calibration) if slicing.calibration else Markdown(""),
         "selection": tables.text_use(slicing.selection) if slicing.search and slicing.selection else Markdown(""),
         "shortcuts": _shortcuts(slicing),
     }

@@ -10,9 +10,13 @@ from hf_prune.loading import locate
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
+from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
+from hf_prune.slicing.costs import Costs, costs_of_config
+from hf_prune.slicing.plan import make_slicing_plan
+from hf_prune.slicing.slicer import check_tokens
 
 
 def preview(
@@ -64,19 +68,27 @@ def preview(
         push = check_push(push, token=token, private=private, **checked)
     limit = calibration.model_limit(model_config.get_text_config(decoder=True))
     measured = recipe.measure is not None and config.layers is None
+    most = config.calibration.samples * min(config.calibration.max_length, limit)
+    costs = None
+    if recipe.cuts == "width":
+        text_config = model_config.get_text_config(decoder=True)
+        costs = costs_of_config(text_config, ref.id)
+        check_tokens(most, text_config.hidden_size, ref.id)
     steps: list[tuple[str, str]] = []
     if measured:
-        most = config.calibration.samples * min(config.calibration.max_length, limit)
         amount = f"{config.calibration.samples} samples, at most {most:,} tokens"
         steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}"))
     scores = _scores(run_folder, ref) if measured else None
-    by_weight = config.sparsity is not None and config.sparsity_of != "layers"
-    if not by_weight and (scores is not None or not measured):
+    by_weight = costs is None and config.sparsity is not None and config.amount_of != "layers"
+    if costs is not None:
+        steps.append(("plan", _widths(config, ref, costs, scores)))
+    elif not by_weight and (scores is not None or not measured):
         steps.append(("plan", make_plan(config, ref, Sizes((), (), 0, 0), scores).describe()))
     else:
         when = "the blocks are weighed" if by_weight else "they are measured"
         steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))
-    steps.append(("prune", f"{recipe.surgery}; the result is loaded again and compared"))
+    text = f", calibrated on at most {most:,} tokens, {_text(config)}" if costs is not None else ""
+    steps.append(("prune", f"{recipe.surgery}{text}; the result is loaded again and compared"))
     if heal:
         asked = config.healing.tokens
         steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
@@ -88,6 +100,16 @@ def preview(
         steps.append(("push", push))
     facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
     return facts, steps
+
+
+def _widths(config: PrunerConfig, ref: ModelRef, costs: Costs, scores: Scores | None) -> str:
+    """The widths where they are known without a forward pass, else how they will be chosen."""
+    recipe = config.recipe()
+    if config.searches:
+        return f"{recipe.planner}: {_amount(config)}, the best of at most {MOST} schedules, each sliced and judged"
+    if recipe.measure is not None and scores is None:
+        return f"{recipe.planner}: {_amount(config)}, once layers are measured"
+    return make_slicing_plan(config, ref, costs, scores).describe()
 
 
 def _scores(run_folder: Path, ref: ModelRef) -> Scores | None:
@@ -106,4 +128,4 @@ def _text(config: PrunerConfig) -> str:
 def _amount(config: PrunerConfig) -> str:
     if config.drop_layers is not None:
         return str(config.drop_layers)
-    return f"{config.sparsity} of the {config.sparsity_of}"
+    return f"{config.sparsity} of the {config.amount_of}"

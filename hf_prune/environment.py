@@ -1,9 +1,7 @@
 """Which machine and which versions: every measured figure names them."""
 
-import functools
 import importlib.metadata
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -40,28 +38,6 @@ def _processor() -> str:
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-@functools.cache
-def faster_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in with weights of `dtype`: float32 where the processor is slow in half precision.
-
-    Some processors multiply bfloat16 hundreds of times slower than float32; timing one small product tells. On GPUs,
-    and for float32 and float64, it is `dtype` itself.
-    """
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return dtype
-    return dtype if _product_seconds(dtype) < _product_seconds(torch.float32) else torch.float32
-
-
-def _product_seconds(dtype: torch.dtype, width: int = 256, runs: int = 3) -> float:
-    factor = torch.full((width, width), 0.5, dtype=dtype)
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        factor @ factor
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def versions() -> dict[str, str]:

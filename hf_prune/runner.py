@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from hf_prune.architecture import Decoder
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import ArchitectureError, MeasureError
+from hf_prune.precision import fast_arithmetic
 from hf_prune.samples import Batch
 
 
@@ -79,7 +80,8 @@ class Walker:
             MeasureError: hidden states are NaN or infinite; names the first such block.
         """
         started = time.perf_counter()
-        with evaluating(self.decoder.model), torch.inference_mode():
+        model = self.decoder.model
+        with evaluating(model), fast_arithmetic(model), torch.inference_mode():
             for number, batch in enumerate(tqdm(batches, "measuring", total, unit="batch", disable=total is None)):
                 for layer, inputs, outputs, mask in self.steps(batch):
                     _check_finite(inputs, outputs, mask, layer, number, self.decoder.name)

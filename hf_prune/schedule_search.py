@@ -2,14 +2,12 @@
 
 import logging
 import time
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import serial
 from hf_prune.architecture import decoder_of
 from hf_prune.config import PrunerConfig
-from hf_prune.environment import faster_dtype
 from hf_prune.evaluation.perplexity import measure_text
 from hf_prune.healing.budget import in_words
 from hf_prune.models import Models
@@ -76,9 +74,8 @@ class ScheduleJudge:
             started = time.perf_counter()
             text = Text(calibration.sequences, self._config.batch_size, self._run.path, self._progress)
             decoder = decoder_of(self._models.original(), self._models.source.ref.id)
-            sliced: Any = slice_widths(decoder, widths, text, **vars(options))
             found = measure_text(
-                sliced.to(faster_dtype(sliced.device, sliced.dtype)),
+                slice_widths(decoder, widths, text, **vars(options)),
                 self._tokenizer,
                 selection,
                 name="selection",

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.cache_utils import DynamicLayer
 
 from hf_prune.errors import ConfigError, DataError, MeasureError
+from hf_prune.precision import fast_arithmetic
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples, digest, hash_ids
 
@@ -74,6 +75,7 @@ def generate(
     tried = 0
     total = samples * max_length
     with (
+        fast_arithmetic(model),
         _sampling(model),
         tqdm(total=total, desc="Sampling text", unit="tok", unit_scale=True, disable=not progress) as bar,
     ):

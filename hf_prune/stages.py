@@ -130,7 +130,7 @@ class Stages:
                 return self._plan
             measured = self.config.recipe().measure is not None and self.config.layers is None
             scores = self.measure() if measured else None
-            by_weight = self.config.sparsity is not None and self.config.sparsity_of != "layers"
+            by_weight = self.config.sparsity is not None and self.config.amount_of != "layers"
             sizes = self.models.sizes() if by_weight else Sizes((), (), 0, 0)
             self._plan = make_plan(self.config, self.source.ref, sizes, scores)
             self._plan.save(self.run.path)

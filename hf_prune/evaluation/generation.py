@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import DataError
 from hf_prune.evaluation.scoring import max_positions
+from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Completion
 from hf_prune.runner import evaluating
 
@@ -46,7 +47,7 @@ def completions(
     device = first_device(model)
     own = model.generation_config
     done = []
-    with evaluating(model):
+    with evaluating(model), fast_arithmetic(model):
         try:
             pairs = list(zip(prompts, encoded, strict=True))
             for prompt, ids in tqdm(pairs, desc="writing", unit="prompt", leave=False, disable=not progress):

@@ -11,6 +11,7 @@ from hf_prune.errors import DataError, MeasureError
 from hf_prune.evaluation.fidelity import Capture, Comparison, Reference
 from hf_prune.evaluation.scoring import cut, score
 from hf_prune.evaluation.tally import Tally
+from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Fidelity, Perplexity
 from hf_prune.runner import evaluating
 from hf_prune.samples import Samples, digest
@@ -107,7 +108,7 @@ def measure_text(
     nll = Tally(len(spans))
     capture = None if capture_bytes is None else Capture(sum(s.end - s.first for s in spans), capture_bytes, seed)
     comparison = None if compare is None else Comparison(compare, len(spans), text, window, stride)
-    with evaluating(model):
+    with evaluating(model), fast_arithmetic(model):
         for rows in score(model, samples.sequences, spans, batch_size, name, progress):
             log_probs = rows.logits.float().log_softmax(-1)
             nll.add(rows.window, -log_probs.gather(-1, rows.targets[:, None])[:, 0])

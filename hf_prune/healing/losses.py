@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.errors import MeasureError
+from hf_prune.precision import fast_arithmetic
 from hf_prune.samples import Samples, batches
 
 
@@ -29,13 +30,14 @@ def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *,
     _evaluation_mode(model)
     total = torch.zeros((), dtype=torch.float64)
     try:
-        for batch in batches(samples.sequences, batch_size):
-            batch = batch.to(device)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            for row, ids, mask in zip(logits, batch.input_ids, batch.attention_mask, strict=True):
-                length = int(mask.sum())  # pads are on the right
-                nll = torch.nn.functional.cross_entropy(row[: length - 1].float(), ids[1:length], reduction="none")
-                total += nll.double().sum().cpu()
+        with fast_arithmetic(model):
+            for batch in batches(samples.sequences, batch_size):
+                batch = batch.to(device)
+                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+                for row, ids, mask in zip(logits, batch.input_ids, batch.attention_mask, strict=True):
+                    length = int(mask.sum())  # pads are on the right
+                    nll = torch.nn.functional.cross_entropy(row[: length - 1].float(), ids[1:length], reduction="none")
+                    total += nll.double().sum().cpu()
     finally:
         model.train(training)
     loss = total.item() / predicted_tokens(samples)

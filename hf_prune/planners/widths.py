@@ -104,9 +104,8 @@ def dynamic_width(
         share, widths = budget.solve(
             lambda s: dynamic_widths(redundancy, budget.costs.hidden_size, s, min(base, s), multiple=multiple),
             multiple,
-            least=base,
         )
-        if base > share:
+        if base > share + 1e-9:
             raise ConfigError(f"slice_base={base} is above the share of the width that goes, {share:.4f}; lower it")
         reason = (
             f"Every layer loses at least {base:.1%} of its width, redundant ones up to {_most(budget, widths):.1%}."

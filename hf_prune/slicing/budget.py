@@ -59,43 +59,55 @@ class Budget:
         tied = bool(self.options.tied)
         return count(self.costs, self.points(widths), shortcuts=self.shortcuts, tied=tied, plain=self.plain)
 
-    def solve(self, schedule: Schedule, multiple: int, *, least: float = 0.0) -> tuple[float, tuple[int, ...]]:
-        """The schedule that keeps within the budget.
+    def solve(self, schedule: Schedule, multiple: int) -> tuple[float, tuple[int, ...]]:
+        """The schedule that takes the share: of the width as the paper rounds it, of parameters as near as can be.
 
         Args:
             schedule: widths for a share of the width.
             multiple: step of the widths.
-            least: smallest share that the schedule can take.
 
         Returns:
             The share of the width, and the widths.
 
         Raises:
-            ConfigError: no width keeps within it.
+            ConfigError: the steps are too coarse for so small a share, or slicing cannot take so large a one.
         """
         if self.of == "width":
             return self.sparsity, schedule(self.sparsity)
-        hidden, most = self.costs.hidden_size, (1 - self.sparsity) * self.costs.original
-        # Mean widths that are multiples, ascending; more width is more parameters, so that the last good one is best.
+        hidden = self.costs.hidden_size
+        # Mean widths that are multiples, ascending: more width is more parameters.
         shares = [1 - mean / hidden for mean in range(multiple, hidden, multiple)]
-        shares = [share for share in shares if share >= least - _ROUNDING]
-        low, high = 0, len(shares)
-        while low < high:
+        if not shares:
+            raise ConfigError(f"steps of {multiple} leave no width below {hidden} of '{self.name}'; take smaller ones")
+        low, high = 0, len(shares) - 1
+        while low < high:  # the first that saves no more than asked, or the widest
             middle = (low + high) // 2
-            if self.count(schedule(shares[middle])).total <= most + 0.5:
+            if self._saved(schedule(shares[middle])) > self.sparsity + _ROUNDING:
                 low = middle + 1
             else:
                 high = middle
-        if low == 0:
-            smallest = self.count(schedule(shares[0])).total if shares else self.costs.original
-            reached = math.floor((1 - smallest / self.costs.original) * 1e4) / 1e4
+        near = [shares[index] for index in (low, low - 1) if index >= 0]
+        share = min(near, key=lambda s: abs(self._saved(schedule(s)) - self.sparsity))
+        saved, step = self._saved(schedule(share)), self._saved(schedule(shares[0]))
+        asked = f"sparsity={self.sparsity} of the parameters of '{self.name}'"
+        if saved <= 0:
             raise ConfigError(
-                f"sparsity={self.sparsity} of the parameters of '{self.name}' cannot be reached by slicing: the "
-                f"narrowest schedule in steps of {multiple} saves {reached}; expected at most that. Heads and "
-                "intermediate sizes stay; drop layers for more"
+                f"{asked} is less than slicing in steps of {multiple} can save: shortcuts cost parameters, so that it "
+                f"saves {self._least_saved(schedule, shares):.4f} or more, or nothing. Ask for that, or drop layers"
             )
-        share = shares[low - 1]
+        if share == shares[0] and step < self.sparsity - _ROUNDING:
+            raise ConfigError(
+                f"{asked} is more than slicing can save: the narrowest schedule in steps of {multiple} saves "
+                f"{step:.4f}. Heads and intermediate sizes stay; drop layers for more"
+            )
         return share, schedule(share)
+
+    def _least_saved(self, schedule: Schedule, shares: list[float]) -> float:
+        """The least that a schedule saves which saves anything."""
+        return min((saved for share in shares if (saved := self._saved(schedule(share))) > 0), default=0.0)
+
+    def _saved(self, widths: tuple[int, ...]) -> float:
+        return 1 - self.count(widths).total / self.costs.original
 
 
 def make_budget(

@@ -89,7 +89,7 @@ def make_slicing_plan(
 def _warn_of_growth(budget: Budget, slicing: Slicing, multiple: int) -> None:
     if slicing.saved >= 0:
         return
-    even = break_even(budget, multiple)
+    even = break_even(budget, budget.multiple(multiple))
     advice = f"from {even:.1%} of the width on it gets smaller" if even is not None else "no width makes it smaller"
     tied = (
         "the table that head and embeddings shared becomes two, " if budget.costs.can_tie and not slicing.tied else ""

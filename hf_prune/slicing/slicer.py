@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 from hf_prune.activation_store import ActivationStore
 from hf_prune.architecture import Decoder
 from hf_prune.architecture.decoder import first_device
-from hf_prune.environment import faster_dtype
 from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.precision import cast, faster_dtype
 from hf_prune.runner import Call, Walker, evaluating, first, run_block
 from hf_prune.samples import Batch, batches
 from hf_prune.slicing.blank import blank_model, check_filled
 from hf_prune.slicing.costs import can_stay_tied
 from hf_prune.slicing.families import check_sliceable
+from hf_prune.slicing.modeling import model_class
 from hf_prune.slicing.modeling.sliced import Step
 from hf_prune.slicing.moments import Orientation, SecondMoment, Weighting, principal_basis
 from hf_prune.slicing.points import Widths
@@ -96,8 +97,8 @@ def slice_model(
     check_tokens(sum(map(len, sequences)), decoder.config.hidden_size, decoder.name)
     tied = settings.tied and can_stay_tied(decoder)
     shortcuts = settings.basis == "per_block"
+    check_widths(decoder, widths, shortcuts)
     sliced = blank_model(decoder, widths, shortcuts=shortcuts, tied=tied)
-    check_widths(decoder, sliced, widths, shortcuts)
     loop = _Loop(decoder, sliced, sequences, settings, progress)
     with evaluating(decoder.model), torch.inference_mode():
         if shortcuts:
@@ -129,14 +130,14 @@ def check_tokens(tokens: int, hidden_size: int, name: str) -> None:
         )  # fmt: skip
 
 
-def check_widths(decoder: Decoder, sliced: Any, widths: Widths, shortcuts: bool) -> None:
+def check_widths(decoder: Decoder, widths: Widths, shortcuts: bool) -> None:
     """Refuse widths that do not fit the model.
 
     Raises:
         ConfigError: names the width.
     """
     hidden, layers = decoder.config.hidden_size, decoder.num_layers
-    steps = sliced.get_submodule(decoder.blocks_path)[0].own_steps
+    steps = model_class(decoder.config.model_type).block_class.steps(decoder.config)
     expected = {"attn_out": layers if len(steps) > 1 else 0, "mlp_out": layers}
     for key, number in expected.items():
         if len(getattr(widths, key)) != number:
@@ -197,7 +198,8 @@ class _Loop:
         for layer in self._layers("measuring"):
             block: Any = self.decoder.blocks[layer]
             if self.compute != self.dtype:
-                block = copy.deepcopy(block).to(self.compute)
+                block = copy.deepcopy(block)
+                cast(block, self.dtype, self.compute)
             steps = self.rotator.blocks[layer].own_steps
             moments = [self._moment() for _ in steps]
             norms = [block.get_submodule(step.branches[0].norm) for step in steps[1:]]
@@ -221,7 +223,7 @@ class _Loop:
         """One addition to the stream over the whole text, in the basis of the base; its second moment behind."""
         moment, block = self._moment(), self.rotator.blocks[layer]
         turned = basis.to(self.compute)
-        block.to(self.compute)
+        changed = cast(block, self.dtype, self.compute)
         for index, batch, hidden, call in self._calls(layer):
             narrow = hidden @ turned.to(hidden.device)
             out = narrow @ turned.T.to(hidden.device)
@@ -229,7 +231,8 @@ class _Loop:
                 out = out + block.run(branch, narrow, *call.args, **call.kwargs)
             moment.add(out, batch.attention_mask)
             self.store[index] = out.to(self.dtype)
-        block.to(self.dtype)
+        for tensor in changed:
+            tensor.data = tensor.data.to(self.dtype)  # exact: the numbers came from there
         self._check(moment, layer)
         return moment
 

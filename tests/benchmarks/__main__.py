@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [measure] [demo] [--text FILE]`: print the figures as JSON."""
+"""`python -m tests.benchmarks [measure] [demo] [slicing] [--text FILE] [--calibration FILES]`: the figures as JSON."""
 
 import argparse
 import json
@@ -7,21 +7,31 @@ from pathlib import Path
 
 from hf_prune import environment, serial
 
-from . import demo, measure
+from . import demo, measure, slicing, slicing_cost
+
+_ALL = ("measure", "demo", "slicing", "slicing-cost")
+_DEFAULT = ["measure", "demo"]
 
 
 def main() -> None:
     """Run the benchmarks that were named, all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="*", choices=["measure", "demo", []], help="default: all")
-    parser.add_argument("--text", type=Path, help="text file or folder to judge the demo's models on as well")
+    parser.add_argument("which", nargs="*", choices=[*_ALL, []], help=f"default: {' '.join(_DEFAULT)}")
+    parser.add_argument("--text", type=Path, help="text to judge models on: of the demo as well, of slicing alone")
+    parser.add_argument("--calibration", type=Path, help="text file or folder to slice on")
     given = parser.parse_args()
-    which = given.which or ["measure", "demo"]
+    which = given.which or _DEFAULT
+    if "slicing" in which and (given.text is None or given.calibration is None):
+        parser.error("slicing needs --calibration and --text: two texts, of which no part is the same")
     figures: dict[str, object] = {"hardware": environment.hardware(), "versions": environment.versions()}
     if "measure" in which:
         figures["measure"] = measure.main()
     if "demo" in which:
         figures["demo"] = demo.main(given.text)
+    if "slicing" in which:
+        figures["slicing"] = slicing.main(given.calibration, given.text)
+    if "slicing-cost" in which:
+        figures["slicing-cost"] = slicing_cost.main()
     sys.stdout.write(json.dumps(serial.to_dict(figures), indent=2) + "\n")
 
 

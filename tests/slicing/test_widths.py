@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.errors import ConfigError
-from hf_prune.slicing.widths import candidates, constant_widths, dynamic_widths, point_widths
+from hf_prune.slicing.widths import constant_widths, dynamic_widths, point_widths
 
 from .. import making  # noqa: F401  (hypothesis without deadlines)
 
@@ -90,30 +90,6 @@ def test_the_greatest_sparsity_leaves_one_multiple() -> None:
     assert dynamic_widths([0.0, 1.0], 25, 0.68, 0.1) == constant_widths(25, 2, 0.68) == (8, 8)
 
 
-@given(schedules(), st.integers(1, 8))
-def test_candidates(schedule: tuple[list[float], int, float, int], most: int) -> None:
-    redundancy, hidden_size, sparsity, multiple = schedule
-    found = candidates(redundancy, hidden_size, sparsity, multiple=multiple, most=most)
-    assert 1 <= len(found) <= most
-    assert found[0] == (sparsity, constant_widths(hidden_size, len(redundancy), sparsity, multiple=multiple))
-    bases = [base for base, _ in found]
-    assert bases == sorted(set(bases), reverse=True) and bases[-1] >= 0
-    assert len({widths for _, widths in found}) == len(found), "the same widths twice"
-    for base, widths in found:
-        assert widths == dynamic_widths(redundancy, hidden_size, sparsity, base, multiple=multiple)
-
-
-def test_known_candidates() -> None:
-    redundancy = [0.0, 0.5, 0.8, 1.0]
-    assert [base for base, _ in candidates(redundancy, 4096, 0.3)] == [0.3, 0.28, 0.25, 0.2, 0.1]
-    assert [base for base, _ in candidates(redundancy, 4096, 0.3, most=9)] == [0.3, 0.28, 0.25, 0.2, 0.1, 0.0]
-    assert [base for base, _ in candidates(redundancy, 4096, 0.2)] == [0.2, 0.18, 0.15, 0.1, 0.0]
-    assert [base for base, _ in candidates(redundancy, 4096, 0.01)] == [0.01, 0.0]
-    assert [base for base, _ in candidates([1.0] * 4, 4096, 0.3)] == [0.3], "nothing to follow"
-    # In a narrow model, small amounts are rounded away.
-    assert candidates(redundancy, 32, 0.25) == [(0.25, (24, 24, 24, 24)), (0.05, (32, 24, 24, 16))]
-
-
 def test_point_widths() -> None:
     widths = (48, 40, 56)
     assert point_widths(widths, 64, parallel=False) == (48, widths, (40, 56, 64))
@@ -174,10 +150,6 @@ def test_refused_dynamic_widths(redundancy: list[float], base: float, message: s
 def test_other_refusals() -> None:
     with pytest.raises(ConfigError, match="leaves no width"):
         dynamic_widths([0.0, 1.0], 64, 0.95, 0.1)
-    with pytest.raises(ConfigError, match="leaves no width"):
-        candidates([0.0, 1.0], 64, 0.95)
-    with pytest.raises(ConfigError, match="cannot try 0 schedules; expected at least 1, the constant one"):
-        candidates([0.0, 1.0], 64, 0.25, most=0)
     with pytest.raises(ConfigError, match="no widths; expected one a layer"):
         point_widths([], 64, parallel=False)
     for width in (0, 72):

@@ -5,7 +5,7 @@ from typing import Any
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXLayer
 
 from .configuration_sliced_gpt_neox import SlicedGPTNeoXConfig
-from .sliced import Branch, SlicedBlock, SlicedCausalLM, Step
+from .sliced import TUPLES_IN_4, Branch, SlicedBlock, SlicedCausalLM, Step
 
 _ATTENTION = Branch(
     norm="input_layernorm",
@@ -27,6 +27,8 @@ _MLP = Branch(
 class SlicedGPTNeoXLayer(SlicedBlock, GPTNeoXLayer):  # type: ignore[misc]
     """Attention and MLP side by side, behind a norm each, or one after the other."""
 
+    returns_tuple = TUPLES_IN_4
+
     @classmethod
     def steps(cls, config: Any) -> tuple[Step, ...]:
         """What the block adds to the residual stream."""
@@ -44,3 +46,13 @@ class SlicedGPTNeoXForCausalLM(SlicedCausalLM, GPTNeoXForCausalLM):
     final_norm = "gpt_neox.final_layer_norm"
     tables = ("gpt_neox.embed_in",)
     _no_split_modules = ["SlicedGPTNeoXLayer"]
+
+    @staticmethod
+    def _fix_state_dict_key_on_load(key: str) -> tuple[str, bool]:
+        """Asked by transformers 4 alone, which calls the head by another name."""
+        return key.replace("lm_head.", "embed_out."), key.startswith("lm_head.")
+
+    @staticmethod
+    def _fix_state_dict_key_on_save(key: str) -> tuple[str, bool]:
+        """And back: files look the same, whoever wrote them."""
+        return key.replace("embed_out.", "lm_head."), key.startswith("embed_out.")

@@ -5,7 +5,7 @@ from typing import Any
 from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTForCausalLM
 
 from .configuration_sliced_opt import SlicedOPTConfig
-from .sliced import Branch, SlicedBlock, SlicedCausalLM, Step
+from .sliced import TUPLES_IN_4, Branch, SlicedBlock, SlicedCausalLM, Step
 
 _ATTENTION = Branch(
     norm="self_attn_layer_norm",
@@ -26,6 +26,8 @@ _MLP = Branch(
 
 class SlicedOPTDecoderLayer(SlicedBlock, OPTDecoderLayer):
     """Attention, then an MLP."""
+
+    returns_tuple = TUPLES_IN_4
 
     @classmethod
     def steps(cls, config: Any) -> tuple[Step, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers.models.phi.modeling_phi import PhiDecoderLayer, PhiForCausalLM
 
 from .configuration_sliced_phi import SlicedPhiConfig
-from .sliced import Branch, SlicedBlock, SlicedCausalLM, Step
+from .sliced import TUPLES_IN_4, Branch, SlicedBlock, SlicedCausalLM, Step
 
 _ATTENTION = Branch(
     norm="input_layernorm",
@@ -26,6 +26,8 @@ _MLP = Branch(
 
 class SlicedPhiDecoderLayer(SlicedBlock, PhiDecoderLayer):
     """Attention and MLP side by side, behind one norm."""
+
+    returns_tuple = TUPLES_IN_4
 
     @classmethod
     def steps(cls, config: Any) -> tuple[Step, ...]:

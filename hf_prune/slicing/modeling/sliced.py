@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+TUPLES_IN_4 = transformers.__version__.startswith("4.")
+"""Whether layers answer a tuple in families that did so in transformers 4 and no longer do."""
 
 
 @dataclass(frozen=True)
