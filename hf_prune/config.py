@@ -134,6 +134,11 @@ class PrunerConfig:
                     "give sparsity, such as 0.25"
                 )
             check_options(self.surgery_kwargs, self.planner_kwargs, self.sparsity, self.amount_of)
+            if recipe.planner == "dynamic_width" and self.surgery_kwargs.get("basis") == "global":
+                raise ConfigError(
+                    "basis='global' keeps one width in all layers; planner 'dynamic_width' gives them different ones. "
+                    "Take basis='per_block', or method 'slicegpt'"
+                )
         for kind, registry in (("planner", planner), ("surgery", surgery)):
             name = getattr(self, kind)
             if name is not None and registry.get(name).cuts != recipe.cuts:

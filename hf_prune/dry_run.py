@@ -15,7 +15,7 @@ from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
 from hf_prune.slicing.costs import Costs, costs_of_config
-from hf_prune.slicing.plan import make_slicing_plan
+from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.slicer import check_tokens
 
 
@@ -74,6 +74,7 @@ def preview(
         text_config = model_config.get_text_config(decoder=True)
         costs = costs_of_config(text_config, ref.id)
         check_tokens(most, text_config.hidden_size, ref.id)
+        check_reachable(config, ref, costs)
     steps: list[tuple[str, str]] = []
     if measured:
         amount = f"{config.calibration.samples} samples, at most {most:,} tokens"

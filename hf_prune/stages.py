@@ -20,7 +20,8 @@ from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.schedule_search import ScheduleJudge
 from hf_prune.slicing.costs import costs_of_config
-from hf_prune.slicing.plan import make_slicing_plan
+from hf_prune.slicing.options import SEARCH
+from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.slicer import check_tokens
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
@@ -69,10 +70,7 @@ class Stages:
         self._healing: Healing | None = None
         self._adapter: Path | None = None
         self._saved: Path | None = None
-        self.texts = Texts(
-            self.config, tokenizer, self._limit, self.source.ref.digest, run, models.original, token, progress
-        )
-        self.judge = Judge(self.config.evaluation, models, self.texts, tokenizer, run, self._limit, progress)
+        self._read()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -140,6 +138,7 @@ class Stages:
         settings, width = self.config.calibration, self._text_config.hidden_size
         check_tokens(settings.samples * min(settings.max_length, self._limit), width, self.source.ref.id)
         costs = costs_of_config(self._text_config, self.source.ref.id)
+        check_reachable(self.config, self.source.ref, costs)
         scores = self.measure() if self.config.recipe().measure is not None else None
         judge = selection = None
         if self.config.searches:
@@ -177,12 +176,29 @@ class Stages:
                 f"{self.source.ref.model_type} blocks and digest {self.source.ref.digest[:12]}. Plan again"
             )
         self._plan = plan
-        # The recipe tells what is done.
-        amount: dict[str, Any] = {"layers": plan.dropped, "drop_layers": None, "sparsity": None}
-        if plan.slicing is not None:
-            amount = {"sparsity": plan.slicing.requested, "sparsity_of": plan.slicing.requested_of}
-            amount["surgery_kwargs"] = dict(plan.operations[0].options)
-        self.config = dataclasses.replace(self.config, method=plan.method, **amount)
+        # The recipe tells what is done; options of another method's parts mean nothing here.
+        other = plan.method != self.config.method
+        changes: dict[str, Any] = {"layers": plan.dropped or None, "drop_layers": None, "sparsity": None}
+        if other:
+            changes |= dict.fromkeys(("sparsity_of", "measure", "planner", "surgery", "protect_first", "protect_last"))
+            changes |= {"measure_kwargs": {}, "planner_kwargs": {}, "surgery_kwargs": {}}
+        cut = plan.slicing
+        if cut is not None:
+            changes |= {"sparsity": cut.requested, "sparsity_of": cut.requested_of}
+            changes["surgery_kwargs"] = dict(plan.operations[0].options)
+            if cut.redundancy is not None:
+                kept = {} if other else self.config.planner_kwargs
+                changes["planner_kwargs"] = {**kept, "slice_base": SEARCH if cut.search else cut.base}
+        self.config = dataclasses.replace(self.config, method=plan.method, **changes)
+        self._read()  # which texts there are, and which must not repeat which, follows from the recipe
+
+    def _read(self) -> None:
+        """Texts and figures of this recipe; what lies in the run folder is taken up again."""
+        source, tokenizer, limit = self.source.ref, self.tokenizer, self._limit
+        self.texts = Texts(
+            self.config, tokenizer, limit, source.digest, self.run, self.models.original, self._token, self._progress
+        )
+        self.judge = Judge(self.config.evaluation, self.models, self.texts, tokenizer, self.run, limit, self._progress)
 
     def prune(self) -> PreTrainedModel:
         """Cut the model, planning first where that was not done.

@@ -26,14 +26,41 @@ AMOUNT = st.one_of(
     st.sets(st.integers(0, 200), min_size=1, max_size=6).map(lambda s: {"layers": tuple(sorted(s))}),
     st.floats(0, 1, exclude_min=True, exclude_max=True).map(lambda x: {"sparsity": x}),
 )
+DROPPED = st.tuples(
+    AMOUNT,
+    st.fixed_dictionaries(
+        {
+            "sparsity_of": st.sampled_from([None, "layers", "parameters", "bytes"]),
+            "protect_first": st.none() | st.integers(0, 9),
+            "protect_last": st.none() | st.integers(0, 9),
+        }
+    ),
+).map(lambda parts: parts[0] | parts[1])
+SLICED = st.fixed_dictionaries(
+    {
+        "sparsity_of": st.sampled_from([None, "width", "parameters"]),
+        "planner_kwargs": st.fixed_dictionaries({"multiple": st.integers(1, 64)}),
+        "surgery_kwargs": st.fixed_dictionaries(
+            {
+                "basis": st.sampled_from(["per_block", "global"]),
+                "orientation": st.sampled_from(["pca", "random"]),
+                "tied": st.none() | st.booleans(),
+                "seed": st.integers(0, 9),
+            }
+        ),
+    },
+    optional={"sparsity": st.floats(0, 1, exclude_min=True, exclude_max=True)},
+)
 CALIBRATION = st.builds(
     CalibrationConfig, dataset=NAME, split=NAME, samples=COUNT, max_length=COUNT, seed=st.integers()
 )
 HEALING = st.builds(
     HealingConfig,
     rank=st.none() | COUNT,
-    dropout=st.floats(0, 0.99),
-    target=st.sampled_from(["mlp", "all"]),
+    dropout=st.none() | st.floats(0, 0.99),
+    target=st.none() | st.sampled_from(["mlp", "all"]),
+    schedule=st.none() | st.sampled_from(["cosine", "linear"]),
+    beta2=st.none() | st.floats(0, 0.999),
     quantize=st.sampled_from(["auto", "nf4", "none"]),
     warmup_steps=st.none() | st.integers(0, 100),
     learning_rate=st.none() | st.floats(1e-9, 0.9),
@@ -46,12 +73,14 @@ EVALUATION = st.builds(
 
 @st.composite
 def configs(draw: Any) -> PrunerConfig:
+    method = draw(st.sampled_from(list(METHODS)))
+    fields = draw(SLICED if METHODS[method].cuts == "width" else DROPPED)
+    if method == "dynamic-slicing":
+        fields["planner_kwargs"]["slice_base"] = draw(st.just("search") | st.floats(0, fields.get("sparsity", 0.99)))
+        fields["surgery_kwargs"]["basis"] = "per_block"  # one basis is one width
     return PrunerConfig(
-        **draw(AMOUNT),
-        method=draw(st.sampled_from(list(METHODS))),
-        sparsity_of=draw(st.sampled_from(["layers", "parameters", "bytes"])),
-        protect_first=draw(st.none() | st.integers(0, 9)),
-        protect_last=draw(st.none() | st.integers(0, 9)),
+        **fields,
+        method=method,
         calibration=draw(CALIBRATION),
         healing=draw(HEALING),
         evaluation=draw(EVALUATION),
@@ -120,8 +149,19 @@ def test_no_recipe_on_the_hub(hub, hub_token, new_repo_id) -> None:
         ({"layers": "21-28"}, r"PrunerConfig\.layers='21-28' is a str; expected a list"),
         ({"layers": [1, "2"]}, r"PrunerConfig\.layers\[1\]='2'"),
         ({"drop_layers": 2.0}, r"PrunerConfig\.drop_layers=2\.0 is a float; expected int"),
-        ({"sparsity_of": "width"}, r"sparsity_of='width'; expected one of: 'layers', 'parameters', 'bytes'"),
-        ({"method": "uild"}, "unknown method 'uild'; expected one of: uidl, simple.*Did you mean 'uidl'"),
+        (
+            {"sparsity_of": "width"},
+            r"sparsity_of='width': method 'uidl' cuts layers; expected one of: 'layers', 'parameters', 'bytes'",
+        ),
+        (
+            {"method": "slicegpt", "sparsity_of": "layers"},
+            r"sparsity_of='layers': method 'slicegpt' cuts width; expected one of: 'width', 'parameters'",
+        ),
+        ({"sparsity_of": "heads"}, r"PrunerConfig\.sparsity_of='heads'; expected one of: 'layers', .*, 'width'"),
+        (
+            {"method": "uild"},
+            "unknown method 'uild'; expected one of: uidl, simple, slicegpt, dynamic-slicing.*Did you mean 'uidl'",
+        ),
         ({"measure": "angel"}, "unknown measure 'angel'"),
         ({"planner": "windw"}, "unknown planner 'windw'.*Did you mean 'window'"),
         ({"surgery": "dorp"}, "unknown surgery 'dorp'.*Did you mean 'drop'"),
@@ -182,7 +222,9 @@ def test_nested_dicts_are_configs() -> None:
         (lambda: CalibrationConfig(batch_size=-2), "batch_size=-2"),
         *[(lambda bad=bad: HealingConfig(rank=bad), "rank") for bad in (0, 2.5, True)],
         *[(lambda bad=bad: HealingConfig(dropout=bad), "dropout.*from 0 and below 1") for bad in (-0.1, 1, True)],
-        (lambda: HealingConfig(dropout=None), r"HealingConfig\.dropout=None is a NoneType; expected a number"),
+        (lambda: HealingConfig(dropout="x"), r"HealingConfig\.dropout='x'; expected a number from 0 and below 1"),
+        *[(lambda bad=bad: HealingConfig(beta2=bad), "beta2.*from 0 and below 1") for bad in (-0.1, 1, True, "x")],
+        (lambda: HealingConfig(schedule="step"), "schedule='step'; expected one of: 'cosine', 'linear'"),
         *[(lambda bad=bad: HealingConfig(learning_rate=bad), "learning_rate") for bad in (0, -1e-4, 1, float("nan"))],
         *[(lambda bad=bad: HealingConfig(warmup_steps=bad), "warmup_steps.*from 0") for bad in (-1, 1.5, True, "9")],
         (lambda: HealingConfig(target="attention"), "target='attention'"),
@@ -223,6 +265,12 @@ def test_recipes_name_what_is_registered() -> None:
     assert (uidl.measure, uidl.planner, uidl.protect_first, uidl.protect_last) == ("angular", "window", 0, 0)
     assert (simple.measure, simple.planner, simple.protect_first, simple.protect_last) == (None, "before_last", 0, 1)
     assert uidl.dataset == ("allenai/c4", "en", "validation", "train")
+    slicegpt, dynamic = METHODS["slicegpt"], METHODS["dynamic-slicing"]
+    assert (slicegpt.measure, slicegpt.planner, slicegpt.surgery) == (None, "constant_width", "slice")
+    assert (dynamic.measure, dynamic.planner, dynamic.surgery) == ("redundancy", "dynamic_width", "slice")
+    assert slicegpt.dataset == dynamic.dataset == ("tatsu-lab/alpaca", "default", "train", "train")
+    assert [method.cuts for method in METHODS.values()] == ["layers", "layers", "width", "width"]
+    assert {method.healing for method in METHODS.values() if method.cuts == "width"} == {"slicegpt"}
 
 
 def test_config_is_frozen() -> None:

@@ -17,13 +17,15 @@ def table() -> Registry:
 
 
 def test_what_is_there() -> None:
-    assert {entry.name for entry in measure} >= {"angular"}
-    assert {entry.name for entry in planner} >= {"window", "before_last"}
-    assert {entry.name for entry in surgery} >= {"drop"}
+    assert {entry.name for entry in measure} >= {"angular", "redundancy"}
+    assert {entry.name for entry in planner} >= {"window", "before_last", "constant_width", "dynamic_width"}
+    assert {entry.name for entry in surgery} >= {"drop", "slice"}
     for registry in (measure, planner, surgery):
         for entry in registry:
             assert entry.title and entry.url.startswith("https://") and entry.function.__doc__
             assert registry.get(entry.name) is entry
+    width = {entry.name for registry in (planner, surgery) for entry in registry if entry.cuts == "width"}
+    assert width == {"constant_width", "dynamic_width", "slice"}
 
 
 def test_lookup_and_call() -> None:

@@ -154,7 +154,7 @@ def prune_command(
     check_output(folder)
     made = None if plan is None else Plan.load(plan)
     if made is not None:
-        recipe = _recipe_of(made, recipe)
+        recipe = _recipe_of(made, recipe, slicing)
     config = make_config(recipe, data, base_model=loading.base_model, token=loading.token, slicing=slicing)
     pruner = Pruner.from_pretrained(model, config, progress=console.progress, **loading.load_kwargs())
     if made is not None:
@@ -163,13 +163,14 @@ def prune_command(
     console.done(pruner.plan().describe(), {"folder": str(folder), "card": str(folder / "README.md")})
 
 
-def _recipe_of(plan: Plan, given: RecipeOptions) -> RecipeOptions:
+def _recipe_of(plan: Plan, given: RecipeOptions, slicing: SliceOptions) -> RecipeOptions:
     from dataclasses import replace
 
     from hf_prune.errors import ConfigError
 
-    amounts = ("drop_layers", "layers", "sparsity", "method")
-    named = [f"--{name.replace('_', '-')}" for name in amounts if getattr(given, name) is not None]
+    decided = {name: getattr(given, name) for name in ("drop_layers", "layers", "sparsity", "sparsity_of", "method")}
+    decided |= vars(slicing)
+    named = [f"--{name.replace('_', '-')}" for name, value in decided.items() if value not in (None, False)]
     if named:
         raise ConfigError(f"--plan says already what goes; leave out {', '.join(named)}, or plan again")
     return replace(given, method=plan.method)

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable
 
 from hf_prune.config import PrunerConfig
-from hf_prune.planners.widths import Score, WidthChoice
+from hf_prune.planners.widths import Score, WidthChoice, constant_width
 from hf_prune.records import ModelRef, Operation, Plan, Scores, Slicing, TextUse
 from hf_prune.registry import planner
 from hf_prune.slicing.budget import Budget, break_even, make_budget
 from hf_prune.slicing.costs import Costs
-from hf_prune.slicing.options import SliceOptions
+from hf_prune.slicing.options import SliceOptions, WidthOptions
 from hf_prune.slicing.points import Widths
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,7 @@ def make_slicing_plan(
     Raises:
         ConfigError: the amount does not fit the model.
     """
-    recipe = config.recipe()
-    assert config.sparsity is not None
-    budget = make_budget(
-        costs,
-        name=model.id,
-        model_type=model.model_type,
-        sparsity=config.sparsity,
-        of="width" if config.amount_of == "width" else "parameters",
-        options=SliceOptions(**config.surgery_kwargs),
-    )
+    recipe, budget = config.recipe(), _budget(config, model, costs)
     options = budget.options
     score: Score | None = None if judge is None else lambda widths: judge(widths, options)
     choice: WidthChoice = planner.get(recipe.planner).function(budget, scores, score, **config.planner_kwargs)
@@ -63,7 +54,7 @@ def make_slicing_plan(
         basis=options.basis,
         tied=bool(options.tied),
         plain=budget.plain,
-        requested=config.sparsity,
+        requested=budget.sparsity,
         requested_of=budget.of,
         original_parameters=costs.original,
         parameters=counted.total,
@@ -86,6 +77,27 @@ def make_slicing_plan(
     )
 
 
+def check_reachable(config: PrunerConfig, model: ModelRef, costs: Costs) -> None:
+    """Refuse, before any work, an amount that no equal widths meet: schedules keep to the same mean.
+
+    Raises:
+        ConfigError: no width is left, or the share cannot be reached.
+    """
+    constant_width(_budget(config, model, costs), None, None, multiple=WidthOptions(**config.planner_kwargs).multiple)
+
+
+def _budget(config: PrunerConfig, model: ModelRef, costs: Costs) -> Budget:
+    assert config.sparsity is not None
+    return make_budget(
+        costs,
+        name=model.id,
+        model_type=model.model_type,
+        sparsity=config.sparsity,
+        of="width" if config.amount_of == "width" else "parameters",
+        options=SliceOptions(**config.surgery_kwargs),
+    )
+
+
 def _warn_of_growth(budget: Budget, slicing: Slicing, multiple: int) -> None:
     if slicing.saved >= 0:
         return
@@ -94,8 +106,9 @@ def _warn_of_growth(budget: Budget, slicing: Slicing, multiple: int) -> None:
     tied = (
         "the table that head and embeddings shared becomes two, " if budget.costs.can_tie and not slicing.tied else ""
     )
+    shortcuts = f"the shortcuts take {slicing.shortcut_parameters:,}, " if budget.shortcuts else ""
     logger.warning(
-        "slicing makes '%s' LARGER: %s parameters instead of %s (%.1f %% more), as %sthe shortcuts take %s; %s",
+        "slicing makes '%s' LARGER: %s parameters instead of %s (%.1f %% more): %s%s%s",
         budget.name, f"{slicing.parameters:,}", f"{slicing.original_parameters:,}", -100 * slicing.saved, tied,
-        f"{slicing.shortcut_parameters:,}", advice,
+        shortcuts, advice,
     )  # fmt: skip

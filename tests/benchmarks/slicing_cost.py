@@ -55,6 +55,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
+        self.processor: Counter[str] = Counter()
         self._inside: list[float] = []
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,11 +63,12 @@ class Clock:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._inside.append(0.0)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
                 taken = time.perf_counter() - started
+                self.processor[name] += time.process_time() - used
                 self.seconds[name] += taken - self._inside.pop()
                 if self._inside:
                     self._inside[-1] += taken
@@ -116,6 +118,7 @@ def main(layers: int = 16, sequences: int = 64, length: int = 1024) -> dict[str,
         "parameters": {"dense": count_parameters(decoder.model), "sliced": count_parameters(sliced)},
         "dtype": str(decoder.model.dtype),
         "seconds": {"all": round(total, 1), **{k: round(v, 1) for k, v in clock.seconds.most_common()}},
+        "processor seconds": {k: round(v, 1) for k, v in clock.processor.most_common()},
         "seconds, rest (changes of basis, store)": round(total - sum(clock.seconds.values()), 1),
         "floor, operations": {
             "forwards": 2 * tokens * blocks,

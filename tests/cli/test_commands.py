@@ -117,7 +117,7 @@ def test_measure_plan_prune(base: Path, quick: str, monkeypatch) -> None:
         assert "runner-up: " in done("plan", "scores", "--drop-layers", 2, "--output", "elsewhere").out
         assert done("plan", "scores", "--sparsity", 0.4, "--json").json["dropped"].__len__() == 3
         assert (
-            "needs the sizes of the blocks"
+            "needs the sizes of the model"
             in call("plan", "scores", "--sparsity", 0.4, "--sparsity-of", "bytes").failed()
         )
     assert Plan.load(Path("elsewhere")).dropped == (3, 4)
@@ -255,7 +255,8 @@ def test_no_command_takes_what_it_would_ignore(words: tuple[str, ...], option: s
 
 
 def test_methods() -> None:
-    assert [line.split()[0] for line in done("methods").out.splitlines()] == ["method", "uidl", "simple"]
+    listed = [line.split()[0] for line in done("methods").out.splitlines()]
+    assert listed == ["method", "uidl", "simple", "slicegpt", "dynamic-slicing"]
     assert done("methods", "--json").json["uidl"]["measure"] == "angular"
     assert done("methods", "--families", "--json").json["GPT-2"] == ["gpt2"]
     assert "Qwen3" in done("methods", "--families").out
