@@ -206,7 +206,7 @@ def _with_widths(raw: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]
         return raw
     changed = {k: v for k, v in written.items() if k not in _WRITTEN_BY and (k in _ALWAYS or before.get(k, ...) != v)}
     kept = {key: value for key, value in raw.items() if key != "auto_map"}
-    return {**kept, **changed}
+    return compatible({**kept, **changed})
 
 
 _WRITTEN_BY = ("transformers_version", "dtype", "rope_parameters")
