@@ -14,8 +14,9 @@ from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
-from hf_prune.slicing.costs import Costs, costs_of_config
+from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
+from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
 
 

@@ -19,9 +19,9 @@ from hf_prune.plan import Sizes, check_amount, make_plan, scores_digest
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.schedule_search import ScheduleJudge
-from hf_prune.slicing.costs import costs_of_config
 from hf_prune.slicing.options import SEARCH
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
+from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts

@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from hf_prune.architecture import decoder_of
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.measure import measure_model
-from hf_prune.measures.redundancy import LayerCosines, cosines, layer_redundancy
+from hf_prune.measures.redundancy import LayerCosines, cosines
 from hf_prune.planners.window import window
 from hf_prune.records import Scores
 from hf_prune.registry import measure
 from hf_prune.runner import Walker
 from hf_prune.samples import Samples, batches
-from hf_prune.slicing.widths import constant_widths, dynamic_widths
+from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 
 from .making import TEXT, logits, reference
 from .tiny import DEPTH, tiny_model, tokens

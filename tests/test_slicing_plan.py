@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from hf_prune.architecture import decoder_of
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
-from hf_prune.measures.redundancy import layer_redundancy
 from hf_prune.planners.widths import MOST
 from hf_prune.records import Operation, Plan, Scores
 from hf_prune.slicing.blank import blank_model
-from hf_prune.slicing.costs import Costs, costs_of_config, count_parameters
+from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.export import export_plain
 from hf_prune.slicing.options import SliceOptions
 from hf_prune.slicing.plan import make_slicing_plan
 from hf_prune.slicing.points import Widths
-from hf_prune.slicing.widths import dynamic_widths, point_widths
+from hf_prune.slicing.read_costs import costs_of_config, count_parameters
+from hf_prune.slicing.widths import dynamic_widths, layer_redundancy, point_widths
 
 from .making import ENVIRONMENT, TEXT, reference
 from .tiny import tiny_config, tiny_model

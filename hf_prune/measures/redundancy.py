@@ -1,13 +1,11 @@
 """How little each layer turns the residual stream: cosines between its input and its output."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hf_prune.allocation import min_max
 from hf_prune.errors import MeasureError
 from hf_prune.registry import measure
 
@@ -25,18 +23,6 @@ def redundancy(*, skip_first: bool = False) -> "LayerCosines":
             what a layer adds.
     """
     return LayerCosines(skip_first)
-
-
-def layer_redundancy(cosines: Sequence[float]) -> tuple[float, ...]:
-    """Layer Redundancy: LR_l = (c_l - min c) / (max c - min c), in [0, 1], higher for the more redundant layer.
-
-    Args:
-        cosines: mean cosine of each layer. Where all are equal, no layer stands out and all have 1.
-
-    Raises:
-        ConfigError: there are none, or some are NaN or infinite.
-    """
-    return min_max(cosines)
 
 
 @dataclass

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_prune.errors import ConfigError
-from hf_prune.measures.redundancy import layer_redundancy
 from hf_prune.records import Schedule, Scores
 from hf_prune.registry import planner
 from hf_prune.slicing.budget import Budget
 from hf_prune.slicing.options import SEARCH
 from hf_prune.slicing.points import Widths
-from hf_prune.slicing.widths import constant_widths, dynamic_widths
+from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 
 logger = logging.getLogger(__name__)
 

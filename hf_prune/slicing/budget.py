@@ -8,7 +8,7 @@ from typing import Literal
 
 from hf_prune.errors import ConfigError
 from hf_prune.slicing.costs import Costs, Count, count
-from hf_prune.slicing.families import PLAIN
+from hf_prune.slicing.modeling import PLAIN
 from hf_prune.slicing.options import SliceOptions
 from hf_prune.slicing.points import Widths
 from hf_prune.slicing.widths import point_widths

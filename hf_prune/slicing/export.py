@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from hf_prune.architecture import base_type, decoder_of
 from hf_prune.errors import ArchitectureError
 from hf_prune.slicing.blank import check_filled, put_buffer, put_parameter
-from hf_prune.slicing.families import PLAIN
+from hf_prune.slicing.modeling import PLAIN
 from hf_prune.slicing.modeling.sliced import SlicedRMSNorm, part
 
 _SLICED_ONLY = ("slice_dims", "slice_shortcuts", "auto_map", "architectures", "model_type", "transformers_version")

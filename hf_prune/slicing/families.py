@@ -8,9 +8,6 @@ from hf_prune.architecture import check_prunable
 from hf_prune.errors import ArchitectureError, CheckpointError
 from hf_prune.slicing.modeling import SLICEABLE
 
-PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3")
-"""Families in which a model of one rotation is again a plain model of its family, of smaller `hidden_size`."""
-
 _POST_NORM = (
     "its norms act on what attention and MLP write, with a weight for each channel, which no rotation of the residual "
     "stream passes through"

@@ -20,12 +20,12 @@ from hf_prune.precision import cast, faster_dtype
 from hf_prune.runner import Call, Walker, evaluating, first, run_block
 from hf_prune.samples import Batch, batches
 from hf_prune.slicing.blank import blank_model, check_filled
-from hf_prune.slicing.costs import can_stay_tied
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.slicing.modeling import model_class
 from hf_prune.slicing.modeling.sliced import Step
 from hf_prune.slicing.moments import Orientation, SecondMoment, Weighting, principal_basis
 from hf_prune.slicing.points import Widths
+from hf_prune.slicing.read_costs import can_stay_tied
 from hf_prune.slicing.rotate import Rotator, fill
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,20 @@
 import math
 from collections.abc import Sequence
 
-from hf_prune.allocation import allocate, round_to_total
+from hf_prune.allocation import allocate, min_max, round_to_total
 from hf_prune.errors import ConfigError
+
+
+def layer_redundancy(cosines: Sequence[float]) -> tuple[float, ...]:
+    """Layer Redundancy: LR_l = (c_l - min c) / (max c - min c), in [0, 1], higher for the more redundant layer.
+
+    Args:
+        cosines: mean cosine of each layer. Where all are equal, no layer stands out and all have 1.
+
+    Raises:
+        ConfigError: there are none, or some are NaN or infinite.
+    """
+    return min_max(cosines)
 
 
 def constant_widths(hidden_size: int, layers: int, sparsity: float, *, multiple: int = 8) -> tuple[int, ...]:
@@ -122,6 +134,5 @@ def _check_redundancy(redundancy: Sequence[float]) -> None:
     for layer, score in enumerate(redundancy):
         if not 0 <= score <= 1:
             raise ConfigError(
-                f"the redundancy of layer {layer} is {score}; expected 0 to 1. "
-                "Scale cosines by layer_redundancy of hf_prune.measures.redundancy first"
+                f"the redundancy of layer {layer} is {score}; expected 0 to 1. Scale cosines by layer_redundancy first"
             )

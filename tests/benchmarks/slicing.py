@@ -4,6 +4,7 @@
 one text (schedules are chosen on a part of it that is held out), judged on another.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ from hf_prune.planners.widths import constant_width, dynamic_width
 from hf_prune.records import Scores
 from hf_prune.samples import Samples
 from hf_prune.slicing.budget import Budget, make_budget
-from hf_prune.slicing.costs import costs_of_config, count_parameters
 from hf_prune.slicing.options import SliceOptions
+from hf_prune.slicing.read_costs import costs_of_config, count_parameters
 from hf_prune.surgery.slice import Text, slice_widths
 
 WIDTHS, PARAMETERS = (0.20, 0.25, 0.30), (0.10, 0.20, 0.30)
@@ -62,6 +63,7 @@ class Bench:
     def row(self, name: str, model: Any, seconds: float | None = None) -> dict[str, Any]:
         """One line of the table."""
         judged, selected = self.loss(model, self.judged), self.loss(model, self.selection)
+        sys.stderr.write(f"{name}: {judged.bits_per_byte:.4f} bits per byte\n")
         parameters = count_parameters(model)
         return {
             "model": name,
@@ -94,13 +96,15 @@ class Bench:
 
     def sliced(self, share: float, of: Any, redundancy: Scores) -> Iterator[dict[str, Any]]:
         """All ways of slicing at one amount."""
-        for name, options in (
+        ways: list[tuple[str, dict[str, Any]]] = [
             ("constant", {}),
             ("constant, untied", {"tied": False}),
-            ("constant, tokens of equal weight", {"weighting": "token"}),
             ("global, plain", {"basis": "global"}),
             ("global, tied", {"basis": "global", "tied": True}),
-        ):
+        ]
+        if of == "width":
+            ways.append(("constant, tokens of equal weight", {"weighting": "token"}))
+        for name, options in ways:
             budget = self.budget(share, of, **options)
             widths = constant_width(budget, None, None).widths
             yield self.row(f"{name} ({widths[0]})", *self.slice(budget, widths))

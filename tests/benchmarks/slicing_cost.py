@@ -23,10 +23,10 @@ from hf_prune.evaluation.speed import speed
 from hf_prune.precision import faster_dtype
 from hf_prune.slicing import fold, slicer
 from hf_prune.slicing.budget import make_budget
-from hf_prune.slicing.costs import costs_of_config, count_parameters
 from hf_prune.slicing.modeling.sliced import SlicedBlock
 from hf_prune.slicing.moments import SecondMoment
 from hf_prune.slicing.options import SliceOptions
+from hf_prune.slicing.read_costs import costs_of_config, count_parameters
 from hf_prune.slicing.slicer import Settings, slice_model
 
 SHARE = 0.25

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, OPTConfig, PhiConfig, Qwen2Config
 
 from hf_prune.slicing.blank import blank_model
-from hf_prune.slicing.costs import Costs, can_stay_tied, costs_of, costs_of_config, count, count_parameters
+from hf_prune.slicing.costs import Costs, count
 from hf_prune.slicing.export import export_plain
-from hf_prune.slicing.families import PLAIN
+from hf_prune.slicing.modeling import PLAIN
 from hf_prune.slicing.points import Widths
+from hf_prune.slicing.read_costs import can_stay_tied, costs_of, costs_of_config, count_parameters
 from hf_prune.slicing.widths import constant_widths, point_widths
 
 from .support import CASES, TIED, WIDTH, base, full, points_of, sliced_by, widths_of

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from hf_prune.slicing.costs import can_stay_tied
 from hf_prune.slicing.modeling import SLICEABLE
 from hf_prune.slicing.points import Widths
+from hf_prune.slicing.read_costs import can_stay_tied
 
 from ..making import logits
 from ..tiny import tokens

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune.errors import ArchitectureError
 from hf_prune.slicing.export import export_plain
-from hf_prune.slicing.families import PLAIN
+from hf_prune.slicing.modeling import PLAIN
 
 from ..making import logits
 from ..tiny import tokens

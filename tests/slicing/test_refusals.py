@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError, MeasureError
 from hf_prune.slicing import slicer
-from hf_prune.slicing.costs import costs_of_config
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.slicing.modeling import SLICEABLE
 from hf_prune.slicing.points import Widths
+from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import Settings, slice_model
 
 from ..tiny import tiny_config, tiny_model, tokens

@@ -27,6 +27,10 @@ SLICEABLE: dict[str, str] = {
 """model_type of each family to the name that its classes carry."""
 
 
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+"""Families in which a model of one rotation is again a plain model of its family, of smaller `hidden_size`."""
+
+
 def config_class(model_type: str) -> Any:
     """Config of a sliced model of this family; saved with it, its code goes along."""
     module = importlib.import_module(f"{__name__}.configuration_sliced_{model_type}")
