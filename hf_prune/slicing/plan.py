@@ -103,12 +103,13 @@ def _warn_of_growth(budget: Budget, slicing: Slicing, multiple: int) -> None:
         return
     even = break_even(budget, budget.multiple(multiple))
     advice = f"from {even:.1%} of the width on it gets smaller" if even is not None else "no width makes it smaller"
-    tied = (
-        "the table that head and embeddings shared becomes two, " if budget.costs.can_tie and not slicing.tied else ""
-    )
-    shortcuts = f"the shortcuts take {slicing.shortcut_parameters:,}, " if budget.shortcuts else ""
+    reasons = []
+    if budget.costs.can_tie and not slicing.tied:
+        reasons.append("the table that head and embeddings shared becomes two")
+    if budget.shortcuts:
+        reasons.append(f"the shortcuts take {slicing.shortcut_parameters:,}")
     logger.warning(
-        "slicing makes '%s' LARGER: %s parameters instead of %s (%.1f %% more): %s%s%s",
-        budget.name, f"{slicing.parameters:,}", f"{slicing.original_parameters:,}", -100 * slicing.saved, tied,
-        shortcuts, advice,
+        "slicing makes '%s' LARGER: %s parameters instead of %s (%.1f %% more), as %s; %s",
+        budget.name, f"{slicing.parameters:,}", f"{slicing.original_parameters:,}", -100 * slicing.saved,
+        ", ".join(reasons), advice,
     )  # fmt: skip
