@@ -197,7 +197,8 @@ def test_amounts_and_settings(hub, made: Path, untouched, words: tuple[str, ...]
 
 def test_did_you_mean() -> None:
     said = call("run", "m", "--method", "uidle", "--drop-layers", "2").failed()
-    assert said == "unknown method 'uidle'; expected one of: uidl, simple. Did you mean 'uidl'?"
+    known = "uidl, simple, slicegpt, dynamic-slicing"
+    assert said == f"unknown method 'uidle'; expected one of: {known}. Did you mean 'uidl'?"
 
 
 def test_amounts_in_python() -> None:

@@ -154,7 +154,8 @@ def test_other_families(model_type, tmp_path):
 
 
 def test_mixtral_heals_attention_and_says_so(tmp_path):
-    result = healed(pruned_checkpoint(tmp_path / "pruned", "mixtral"), tmp_path / "run")
+    longer = settings(learning_rate=0.03, steps=30)  # attention alone learns slowly
+    result = healed(pruned_checkpoint(tmp_path / "pruned", "mixtral"), tmp_path / "run", longer)
     assert result.record.target_modules == tuple(f"self_attn.{n}_proj" for n in "koqv")
     assert any("trains attention instead" in warning for warning in result.record.warnings)
     assert result.record.held_out.merged < result.record.held_out.pruned
