@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import hf_prune
+from hf_prune.precision import faster_dtype
 from hf_prune.records import Environment
 
 _PACKAGES = (
@@ -54,9 +55,12 @@ def versions() -> dict[str, str]:
 def describe(model: torch.nn.Module) -> Environment:
     """The environment of a figure measured on `model`."""
     parameter = next(model.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    if faster_dtype(parameter.device, parameter.dtype) != parameter.dtype:
+        dtype += ", losses computed in float32"  # see `precision`; speeds are those of the weights as they are
     return Environment(
         hardware=hardware(parameter.device),
         versions=versions(),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=dtype,
         device=parameter.device.type,
     )

@@ -71,7 +71,11 @@ def counted(model: torch.nn.Module) -> int:
 # ---- from end to end
 
 
-@pytest.mark.parametrize("fields", [FIXED, DYNAMIC, SEARCH], ids=["slicegpt", "dynamic", "search"])
+@pytest.mark.parametrize(
+    "fields",
+    [FIXED, pytest.param(DYNAMIC, marks=pytest.mark.slow), SEARCH],
+    ids=["slicegpt", "dynamic", "search"],
+)
 def test_the_whole_api(base: Path, book: str, tmp_path: Path, fields: dict[str, Any]) -> None:
     pruner = of(base, **fields, calibration={"dataset": book}, base_model="org/tiny-base")
     model = pruner.prune()
@@ -120,6 +124,7 @@ def test_the_whole_api(base: Path, book: str, tmp_path: Path, fields: dict[str, 
     assert (folder / "widths.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_search_is_what_it_says(base: Path, book: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of each schedule is that of the model sliced so, on text that was held out; the least one wins."""
     pruner = of(base, tmp_path / "run", **SEARCH, calibration={"dataset": book})
@@ -154,6 +159,7 @@ def test_one_sequence_is_too_few_for_a_search(base: Path) -> None:
         pruner.plan()
 
 
+@pytest.mark.slow
 def test_same_recipe_same_weights(base: Path, quickly: None) -> None:
     one, two = of(base, **DYNAMIC), of(base, **DYNAMIC)
     assert one.plan().slicing == two.plan().slicing
@@ -192,6 +198,7 @@ def test_what_is_not_searched_holds_nothing_out(base: Path, quickly: None) -> No
         pruner.texts.selection()
 
 
+@pytest.mark.slow
 def test_sampled_text_is_kept_beside_the_model(base: Path, tmp_path: Path, quickly: None) -> None:
     folder = of(base, **FIXED).save_pretrained(tmp_path / "out")
     kept = load_file(folder / "pruning" / "calibration_tokens.safetensors")
@@ -266,6 +273,7 @@ def test_one_basis_makes_a_stock_model(base: Path, tmp_path: Path, tied: bool) -
     assert "trust_remote_code" not in card and "one rotation for the whole model" in card
 
 
+@pytest.mark.slow
 def test_a_stock_model_can_be_pruned_again(base: Path, tmp_path: Path, quickly: None) -> None:
     folder = of(base, **GLOBAL).save_pretrained(tmp_path / "once")
     again = of(folder, layers=[1])
@@ -323,6 +331,7 @@ def test_records_of_a_healed_model(healed: tuple[Pruner, Path]) -> None:
     assert f"| healed: adapter merged | {finished.healing.held_out.merged:.3f} |" in card and "attn_shortcut" in card
 
 
+@pytest.mark.slow
 def test_a_healed_folder_is_taken_up(healed: tuple[Pruner, Path], base: Path) -> None:
     pruner, folder = healed
     last = Pruner.from_pruned(folder, pruner.config, original=base, progress=False)  # it knows where the text lies
@@ -333,6 +342,7 @@ def test_a_healed_folder_is_taken_up(healed: tuple[Pruner, Path], base: Path) ->
         last.heal()
 
 
+@pytest.mark.slow
 def test_adapter_output(base: Path, tmp_path: Path, quickly: None) -> None:
     pruner = of(base, **FIXED, healing={"output": "adapter"})
     pruner.heal()
@@ -345,6 +355,7 @@ def test_adapter_output(base: Path, tmp_path: Path, quickly: None) -> None:
     assert not torch.equal(logits(plain, tokens()), healed)
 
 
+@pytest.mark.slow
 def test_healing_a_folder_later(base: Path, book: str, tmp_path: Path, quickly: None) -> None:
     folder = of(base, **FIXED).save_pretrained(tmp_path / "pruned")
     with pytest.raises(ConfigError, match="the original of 'tiny-base' is needed"):
@@ -424,7 +435,11 @@ def go(base: Path, output: Path, **kwargs: Any) -> Any:
     return run(base, recipe(**fields), output, progress=False, **kwargs)
 
 
-@pytest.mark.parametrize("fields", [FIXED, SEARCH, GLOBAL], ids=["slicegpt", "search", "global"])
+@pytest.mark.parametrize(
+    "fields",
+    [FIXED, pytest.param(SEARCH, marks=pytest.mark.slow), pytest.param(GLOBAL, marks=pytest.mark.slow)],
+    ids=["slicegpt", "search", "global"],
+)
 def test_run_repeated(
     base: Path, book: str, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
@@ -460,7 +475,11 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return counts
 
 
-@pytest.mark.parametrize("fields", [FIXED, SEARCH, GLOBAL], ids=["slicegpt", "search", "global"])
+@pytest.mark.parametrize(
+    "fields",
+    [FIXED, pytest.param(SEARCH, marks=pytest.mark.slow), pytest.param(GLOBAL, marks=pytest.mark.slow)],
+    ids=["slicegpt", "search", "global"],
+)
 def test_a_run_that_is_broken_off_does_not_slice_again(
     base: Path,
     tmp_path: Path,
@@ -493,6 +512,7 @@ def test_a_run_that_is_broken_off_does_not_slice_again(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "wanted"}
 
 
+@pytest.mark.slow
 def test_a_search_that_is_broken_off_keeps_its_verdicts(
     base: Path, tmp_path: Path, quickly: None, worked: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +537,7 @@ def test_a_search_that_is_broken_off_keeps_its_verdicts(
     assert worked == {"slice_widths": tried - 2, "apply_slicing": 1}
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_run_folder_of_a_broken_off_run(
     base: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

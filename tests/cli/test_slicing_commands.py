@@ -86,7 +86,14 @@ def saved(folder: str) -> str:
     return f"{abs(cut.saved):.1%} {'fewer' if cut.saved >= 0 else 'MORE'} parameters"
 
 
-@pytest.mark.parametrize(("base_share", "tried"), [("search", True), ("0.1", False), (None, True)])
+@pytest.mark.parametrize(
+    ("base_share", "tried"),
+    [
+        pytest.param("search", True, marks=pytest.mark.slow),
+        ("0.1", False),
+        pytest.param(None, True, marks=pytest.mark.slow),
+    ],
+)
 def test_run_by_redundancy(base: Path, quick: str, base_share: str | None, tried: bool) -> None:
     words = () if base_share is None else ("--slice-base", base_share)
     told = done("run", base, "--config", quick, *DYNAMIC, *words, "--no-evaluate", "--output", "out")
@@ -102,6 +109,7 @@ def test_run_by_redundancy(base: Path, quick: str, base_share: str | None, tried
         assert cut.base == 0.1 and max(cut.widths) == 28 and min(cut.widths) < 24
 
 
+@pytest.mark.slow
 def test_run_with_one_basis(base: Path, quick: str) -> None:
     done("run", base, "--config", quick, *SLICEGPT, "--basis", "global", "--output", "out")
     config = json.loads(Path("out/config.json").read_text())
@@ -109,6 +117,7 @@ def test_run_with_one_basis(base: Path, quick: str) -> None:
     assert "can be pruned: yes" in done("info", "out").out
 
 
+@pytest.mark.slow
 def test_untie(quick: str) -> None:
     _, tied = base_folder(Path("tied"), depth=DEPTH, tie_word_embeddings=True)
     for words, kept in (((), True), (("--untie",), False)):
@@ -120,6 +129,7 @@ def test_untie(quick: str) -> None:
     assert "MORE parameters" in told.out
 
 
+@pytest.mark.slow
 def test_a_share_of_the_parameters(base: Path, quick: str) -> None:
     words = ("--method", "slicegpt", "--sparsity", 0.1, "--sparsity-of", "parameters", "--round-to", 1)
     found = done("plan", base, "--config", quick, *words, "--json").json
@@ -177,7 +187,9 @@ def test_a_plan_and_options_that_it_has_decided(base: Path, quick: str, words: t
     assert refused == f"--plan says already what goes; leave out {named}, or plan again"
 
 
-@pytest.mark.parametrize("method", [SLICEGPT, DYNAMIC], ids=["slicegpt", "dynamic-slicing"])
+@pytest.mark.parametrize(
+    "method", [SLICEGPT, pytest.param(DYNAMIC, marks=pytest.mark.slow)], ids=["slicegpt", "dynamic-slicing"]
+)
 def test_heal_evaluate_card_info(base: Path, quick: str, method: tuple) -> None:
     done("prune", base, "--config", quick, *method, "--output", "pruned")
     before = json.loads(Path("pruned/pruner_config.json").read_text())
@@ -215,6 +227,7 @@ def test_heal_evaluate_card_info(base: Path, quick: str, method: tuple) -> None:
     assert "  healed: no" in shown and "  can be pruned: no: 'pruned' is sliced already" in shown
 
 
+@pytest.mark.slow
 def test_heal_with_text_of_its_own_needs_no_original(base: Path, quick: str) -> None:
     done("prune", base, "--config", quick, *SLICEGPT, "--output", "pruned")
     assert "the original of 'tiny-base' is needed" in call("heal", "pruned").failed()
