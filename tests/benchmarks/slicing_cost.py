@@ -8,6 +8,7 @@ each is given as floating point operations beside its seconds.
 import argparse
 import json
 import resource
+import statistics
 import sys
 import time
 from collections import Counter
@@ -110,9 +111,7 @@ def main(layers: int = 16, sequences: int = 64, length: int = 1024) -> dict[str,
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     points = 2 * layers + 1
     blocks = sum(p.numel() for p in decoder.blocks.parameters())
-    rates = {}
-    for label, model in (("dense", decoder.model), ("sliced", sliced), ("dense again", decoder.model)):
-        rates[label] = speed(model, prompt_tokens=256, new_tokens=16, runs=3)
+    rates = speeds(decoder.model, sliced)
     return {
         "tokens": tokens,
         "parameters": {"dense": count_parameters(decoder.model), "sliced": count_parameters(sliced)},
@@ -127,6 +126,19 @@ def main(layers: int = 16, sequences: int = 64, length: int = 1024) -> dict[str,
         },
         "bytes": {"before slicing": before, "peak": peak, "of it dense weights": _bytes(decoder.model)},
         "tokens per second": rates,
+    }
+
+
+def speeds(dense: Any, sliced: Any, pairs: int = 4) -> dict[str, Any]:
+    """Tokens per second of the sliced model over those of the dense one, pair by pair."""
+    ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for _ in range(pairs):
+        one, two = (speed(model, prompt_tokens=256, new_tokens=8, runs=2) for model in (dense, sliced))
+        for kind, found in ratios.items():
+            found.append(getattr(two, kind).median / getattr(one, kind).median)
+    return {
+        f"{kind}, sliced / dense (median, min, max)": [round(f(found), 3) for f in (statistics.median, min, max)]
+        for kind, found in ratios.items()
     }
 
 
