@@ -9,6 +9,7 @@ from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, table
 from hf_prune.records import Environment, Evaluation, Healing, ModelEvaluation, Perplexity, Plan, Rate, TextUse
+from hf_prune.writing import REPEATED, repetition
 
 NOT_MEASURED = "not measured"
 
@@ -94,6 +95,9 @@ def results_table(evaluation: Evaluation) -> Markdown:
         texts = [next((p for p in m.perplexity if p.name == name), None) for m in models]
         rows.append([f"Perplexity, {name} ↓", *[_cell(p, _perplexity) for p in texts]])
         rows.append([f"Bits per byte, {name} ↓", *[_cell(p, _bits_per_byte) for p in texts]])
+    repeated = [repetition(m.completions) for m in models]
+    if any(r is not None for r in repeated):
+        rows.append([f"Repeated {REPEATED}-grams in completions ↓", *[_cell(r, percent) for r in repeated]])
     rows += [
         ["KL to the original (nats per token) ↓", *[_fidelity(m, "kl") for m in models]],
         ["Same most likely token as the original ↑", *[_fidelity(m, "top1") for m in models]],

@@ -55,10 +55,17 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Completion:
-    """A fixed prompt and what the model wrote (greedy)."""
+    """A fixed prompt and what the model wrote (greedy).
+
+    Attributes:
+        prompt: what it was given.
+        text: what it wrote, without special tokens.
+        tokens: ids of the new tokens, the one that ends the text included; empty in records of older versions.
+    """
 
     prompt: str
     text: str
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

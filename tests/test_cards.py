@@ -466,6 +466,18 @@ def test_what_was_not_measured_says_so():
     assert rows["Prefill (tokens per second) ↑"] == ["not measured", "not measured"]
 
 
+def test_a_collapsed_model_is_told_of_with_its_numbers():
+    calm, stuck = Completion("Say:", "all sorts", tuple(range(12))), Completion("Say:", "the the", (7,) * 12)
+    models = (model("original", completions=(calm,)), model("pruned", completions=(stuck,)))
+    text = body(full(healing=None, evaluation=evaluation(*models)))
+    told = "Free generation has collapsed: 88.9% of the 4-grams in the completions below are repeats, 0.0% in the"
+    assert told in text
+    table = next(rows for rows in tables_of(text) if rows[0][1:2] == ["original"])
+    assert {row[0]: row[1:] for row in table}["Repeated 4-grams in completions ↓"] == ["0.0%", "88.9%"]
+    fine = (model("original", completions=(calm,)), model("pruned", completions=(calm,)))
+    assert "collapsed" not in body(full(healing=None, evaluation=evaluation(*fine)))
+
+
 def test_layer_map_has_one_cell_a_layer():
     large = plan(model=ModelRef("org/base", COMMIT, "llama", 20), operations=(Operation("drop", (2, 17, 18)),))
     text = body(generate(config(), large))

@@ -55,8 +55,8 @@ def completions(
                 model.generation_config = _greedy(own, tokenizer, room)
                 ids = ids.to(device)
                 output = cast(Any, model).generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-                written = str(tokenizer.decode(output[0, ids.shape[1] :].tolist(), skip_special_tokens=True))
-                done.append(Completion(prompt, written))
+                new = output[0, ids.shape[1] :].tolist()
+                done.append(Completion(prompt, str(tokenizer.decode(new, skip_special_tokens=True)), tuple(new)))
         finally:
             model.generation_config = own
     return tuple(done)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from hf_prune.records import Evaluation, ModelEvaluation, Perplexity, Rate
+from hf_prune.writing import departures, distinct, repetition
 
 _GAP = "   "
 
@@ -47,12 +48,31 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
             ["KL from original, nats", *(f"{f.kl:.4f} ± {f.kl_standard_error:.4f}" if f else "" for f in found)]
         )
         rows.append(["same first choice", *(f"{f.top1_agreement:.1%}" if f else "" for f in found)])
+    rows += _writing(models)
     if any(m.speed for m in models):
         for title, rates in (
             ("prefill, tokens/s", [m.speed.prefill if m.speed else None for m in models]),
             ("decode, tokens/s", [m.speed.decode if m.speed else None for m in models]),
         ):
             rows.append([title, *_cells(models, rates, lambda r: r.median, _rate)])
+    return rows
+
+
+def _writing(models: Sequence[ModelEvaluation]) -> list[list[str]]:
+    """How much the completions repeat themselves, and where they leave the original's; nothing without token ids."""
+    repeated = [repetition(m.completions) for m in models]
+    if all(r is None for r in repeated):
+        return []
+    rows = [["repeated 4-grams", *("" if r is None else f"{r:.1%}" for r in repeated)]]
+    for size in (1, 2):
+        found = [distinct(m.completions, size) for m in models]
+        rows.append([f"distinct-{size}", *("" if d is None else f"{d:.3f}" for d in found)])
+    original = next((m for m in models if m.label == "original"), None)
+    if original is not None and len(models) > 1:
+        parted = [() if m is original else departures(original, m) for m in models]
+        rows.append(
+            ["leaves the original at token", *(", ".join("never" if i is None else str(i) for i in p) for p in parted)]
+        )
     return rows
 
 

@@ -37,7 +37,7 @@ def test_greedy_by_hand(kind):
     for completion, prompt in zip(completions(model, tokenizer, PROMPTS, 7), PROMPTS, strict=True):
         ids = tokenizer(prompt)["input_ids"]
         expected = by_hand(model, ids, 7)[len(ids) :]
-        assert completion == Completion(prompt, tokenizer.decode(expected, skip_special_tokens=True))
+        assert completion == Completion(prompt, tokenizer.decode(expected, skip_special_tokens=True), tuple(expected))
 
 
 @pytest.mark.parametrize("pad, eos", [(True, True), (False, True), (False, False)])

@@ -9,6 +9,7 @@ from hf_prune.errors import DataError
 from hf_prune.evaluation import evaluate, evaluate_original, measure_text, table
 from hf_prune.evaluation.fidelity import Reference
 from hf_prune.records import Completion, Evaluation
+from hf_prune.writing import departures, distinct
 
 from ..tiny import tiny_model
 from .text import VOCAB, byte_tokenizer, poem
@@ -104,7 +105,7 @@ def test_the_table_shows_every_figure(evaluation):
     lines = table(evaluation).splitlines()
     original, pruned, healed = evaluation.models
     assert lines[0].split() == ["original", "pruned", "healed"]
-    rows = {line.split("   ")[0]: line for line in lines[2:14]}
+    rows = {line.split("   ")[0]: line for line in lines[2:18]}
     assert rows["layers"].split() == ["layers", "4", "2", "(−50.0", "%)", "2", "(−50.0", "%)"]
     first = original.perplexity[0]
     change = f"{pruned.perplexity[0].bits_per_byte / first.bits_per_byte - 1:+.1%}".replace("-", "−").replace(
@@ -115,6 +116,10 @@ def test_the_table_shows_every_figure(evaluation):
     assert f"{healed.fidelity.kl:.4f} ± {healed.fidelity.kl_standard_error:.4f}" in rows["KL from original, nats"]
     assert f"{pruned.fidelity.top1_agreement:.1%}" in rows["same first choice"]
     assert set(rows) >= {"parameters", "weights, bytes", "peak memory, bytes", "perplexity, poem", "prefill, tokens/s"}
+    assert rows["distinct-1"].split()[1:] == [f"{distinct(m.completions, 1):.3f}" for m in evaluation.models]
+    parted = [departures(original, m) for m in (pruned, healed)]
+    shown = [", ".join("never" if i is None else str(i) for i in p) for p in parted]
+    assert rows["leaves the original at token"].split("   ", 1)[1].split() == " ".join(shown).split()
     text = "\n".join(lines)
     assert f"poem: {first.tokens} predicted tokens ({first.bytes} bytes), window 16, stride 8" in text
     assert "speed: batch 1, 16 tokens read and 5 written, median of 5 runs" in text

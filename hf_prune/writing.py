@@ -1,0 +1,60 @@
+"""Numbers on what a model wrote: how much it repeats itself, and where it leaves the original's path."""
+
+from collections.abc import Sequence
+
+from hf_prune.records import Completion, ModelEvaluation
+
+REPEATED = 4
+"""Length of the n-grams whose return counts as repetition, in tokens."""
+
+COLLAPSE = 0.25
+"""A model has collapsed where its repetition is this much above the original's (a rule of this project)."""
+
+
+def _ngrams(tokens: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+
+
+def repetition(completions: Sequence[Completion], size: int = REPEATED) -> float | None:
+    """Share of n-grams that stood in the same completion before: 1 - distinct / all, counted over all completions.
+
+    Args:
+        completions: with their token ids.
+        size: n, in tokens.
+
+    Returns:
+        0 (nothing comes twice) to nearly 1 (one phrase over and over); None where no completion is long enough.
+    """
+    grams = [_ngrams(c.tokens, size) for c in completions]
+    total = sum(map(len, grams))
+    return 1 - sum(len(set(g)) for g in grams) / total if total else None
+
+
+def distinct(completions: Sequence[Completion], size: int) -> float | None:
+    """Distinct n-grams / n-grams of all completions together (distinct-n); None where no completion is long enough."""
+    grams = [gram for c in completions for gram in _ngrams(c.tokens, size)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def departure(original: Completion, other: Completion) -> int | None:
+    """Index of the first new token in which two completions of a prompt differ; None where all agree.
+
+    Where one is the beginning of the other, they part behind its end.
+    """
+    if original.tokens == other.tokens:
+        return None
+    pairs = zip(original.tokens, other.tokens, strict=False)
+    shorter = min(len(original.tokens), len(other.tokens))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def departures(original: ModelEvaluation, other: ModelEvaluation) -> tuple[int | None, ...]:
+    """`departure` of each prompt that both models were given and whose tokens are on record."""
+    known = {c.prompt: c for c in original.completions if c.tokens}
+    return tuple(departure(known[c.prompt], c) for c in other.completions if c.prompt in known and c.tokens)
+
+
+def collapsed(original: ModelEvaluation, other: ModelEvaluation) -> bool:
+    """Whether a model repeats itself by at least `COLLAPSE` more than the original does."""
+    before, after = repetition(original.completions), repetition(other.completions)
+    return before is not None and after is not None and after - before >= COLLAPSE
