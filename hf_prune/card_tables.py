@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
@@ -101,6 +101,7 @@ def results_table(evaluation: Evaluation) -> Markdown:
     rows += [
         ["KL to the original (nats per token) ↓", *[_fidelity(m, "kl") for m in models]],
         ["Same most likely token as the original ↑", *[_fidelity(m, "top1") for m in models]],
+        *_top5(models),
         ["Decoder layers", *[str(m.layers) for m in models]],
         ["Parameters", *[f"{m.parameters:,}" for m in models]],
         ["Weights", *[f"{size(m.bytes)} ({m.dtype})" for m in models]],
@@ -259,6 +260,16 @@ def _fidelity(model: ModelEvaluation, figure: str) -> str:
     if figure == "kl":
         return number(model.fidelity.kl, model.fidelity.kl_standard_error)
     return percent(model.fidelity.top1_agreement)
+
+
+def _top5(models: Sequence[ModelEvaluation]) -> list[list[str]]:
+    """The row of the five likeliest tokens, where records have it."""
+    shares = [None if m.fidelity is None else m.fidelity.top5_agreement for m in models]
+    if all(share is None for share in shares):
+        return []
+    empty = ["–" if m.label == "original" else NOT_MEASURED for m in models]
+    cells = [blank if share is None else percent(share) for blank, share in zip(empty, shares, strict=True)]
+    return [["Five most likely tokens shared with the original ↑", *cells]]
 
 
 def _rate(rate: Rate) -> str:

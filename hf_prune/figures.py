@@ -45,12 +45,15 @@ class Fidelity:
         kl_standard_error: over windows.
         top1_agreement: share of tokens where both rank the same token first.
         tokens: compared positions of the first text, spread evenly over it where not all fit the budget.
+        top5_agreement: share of the original's five likeliest tokens that are among the model's five, mean over
+            tokens; None in records of older versions.
     """
 
     kl: float
     kl_standard_error: float
     top1_agreement: float
     tokens: int
+    top5_agreement: float | None = None
 
 
 @dataclass(frozen=True)

@@ -466,6 +466,14 @@ def test_what_was_not_measured_says_so():
     assert rows["Prefill (tokens per second) ↑"] == ["not measured", "not measured"]
 
 
+def test_the_row_of_five_likeliest_tokens():
+    fidelity = Fidelity(0.25, 0.01, 0.81, 50_000, top5_agreement=0.7)
+    models = (model("original"), model("pruned", fidelity=fidelity), model("healed", fidelity=None))
+    table = next(rows for rows in tables_of(body(full(evaluation=evaluation(*models)))) if len(rows) > 5)
+    rows = {row[0]: row[1:] for row in table[1:]}
+    assert rows["Five most likely tokens shared with the original ↑"] == ["–", "70.0%", "not measured"]
+
+
 def test_a_collapsed_model_is_told_of_with_its_numbers():
     calm, stuck = Completion("Say:", "all sorts", tuple(range(12))), Completion("Say:", "the the", (7,) * 12)
     models = (model("original", completions=(calm,)), model("pruned", completions=(stuck,)))

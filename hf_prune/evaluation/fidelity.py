@@ -136,7 +136,7 @@ class Comparison:
                 f"stride={found[2]}. Only the same tokens in the same windows compare: evaluate both alike"
             )
         self._reference = reference
-        self._kl, self._agree = Tally(windows), Tally(windows)
+        self._kl, self._agree, self._five = Tally(windows), Tally(windows), Tally(windows)
 
     def add(self, rows: Rows, log_probs: torch.Tensor) -> None:
         """Compare these rows.
@@ -164,7 +164,9 @@ class Comparison:
         expected = original.log_softmax(-1)
         kl = (expected.exp() * (expected - mine)).sum(-1, dtype=torch.float64)
         self._kl.add(rows.window[here], kl)
-        self._agree.add(rows.window[here], original.argmax(-1) == rows.logits[here.to(device)].argmax(-1))
+        logits = rows.logits[here.to(device)]
+        self._agree.add(rows.window[here], original.argmax(-1) == logits.argmax(-1))
+        self._five.add(rows.window[here], _shared(original, logits.float(), 5))
 
     def fidelity(self) -> Fidelity:
         """KL(original || model) and agreement, once the whole text went by."""
@@ -173,7 +175,15 @@ class Comparison:
             kl_standard_error=self._kl.standard_error,
             top1_agreement=self._agree.mean,
             tokens=self._kl.count,
+            top5_agreement=self._five.mean,
         )
+
+
+def _shared(original: torch.Tensor, logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Share of each row's `count` likeliest tokens that two models have in common; (rows,) float64."""
+    count = min(count, original.shape[-1])
+    ours, theirs = original.topk(count, -1).indices, logits.topk(count, -1).indices
+    return (ours[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
 
 
 def _within(positions: torch.Tensor, rows: Rows) -> torch.Tensor:

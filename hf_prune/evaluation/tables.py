@@ -48,6 +48,9 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
             ["KL from original, nats", *(f"{f.kl:.4f} ± {f.kl_standard_error:.4f}" if f else "" for f in found)]
         )
         rows.append(["same first choice", *(f"{f.top1_agreement:.1%}" if f else "" for f in found)])
+        five = [None if f is None else f.top5_agreement for f in found]
+        if any(share is not None for share in five):
+            rows.append(["shared of first five", *("" if share is None else f"{share:.1%}" for share in five)])
     rows += _writing(models)
     if any(m.speed for m in models):
         for title, rates in (

@@ -42,7 +42,7 @@ def test_a_model_agrees_with_itself(dtype):
     found = measured(model, compare=reference).fidelity
     assert abs(found.kl) < 1e-9
     assert found.kl_standard_error < 1e-9
-    assert found.top1_agreement == 1.0
+    assert found.top1_agreement == found.top5_agreement == 1.0
     assert found.tokens == len(reference.positions) == poem().tokens - len(poem().sequences)
     assert reference.logits.dtype == faster_dtype(model.device, dtype)
 
@@ -56,6 +56,9 @@ def test_equals_brute_force_over_the_whole_vocabulary():
     kl = (p.exp() * (p - q)).sum(-1)
     assert both.fidelity.kl == pytest.approx(float(kl.mean()), rel=1e-5)
     assert both.fidelity.top1_agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    five = [set(a.tolist()) & set(b.tolist()) for a, b in zip(p.topk(5).indices, q.topk(5).indices, strict=True)]
+    assert both.fidelity.top5_agreement == pytest.approx(sum(map(len, five)) / (5 * len(five)))
+    assert 0 < both.fidelity.top5_agreement < 1
     sums = torch.stack([part.sum() for part in kl.split(owners)])
     spread = (sums - kl.mean() * torch.tensor(owners)).square().sum()
     error = (len(owners) / (len(owners) - 1) * spread).sqrt() / len(kl)

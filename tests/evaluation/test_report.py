@@ -105,7 +105,7 @@ def test_the_table_shows_every_figure(evaluation):
     lines = table(evaluation).splitlines()
     original, pruned, healed = evaluation.models
     assert lines[0].split() == ["original", "pruned", "healed"]
-    rows = {line.split("   ")[0]: line for line in lines[2:18]}
+    rows = {line.split("   ")[0]: line for line in lines[2:19]}
     assert rows["layers"].split() == ["layers", "4", "2", "(−50.0", "%)", "2", "(−50.0", "%)"]
     first = original.perplexity[0]
     change = f"{pruned.perplexity[0].bits_per_byte / first.bits_per_byte - 1:+.1%}".replace("-", "−").replace(
@@ -115,6 +115,7 @@ def test_the_table_shows_every_figure(evaluation):
     assert f"{pruned.perplexity[0].bits_per_byte:.4f} ({change})" in rows["bits per byte, poem"]
     assert f"{healed.fidelity.kl:.4f} ± {healed.fidelity.kl_standard_error:.4f}" in rows["KL from original, nats"]
     assert f"{pruned.fidelity.top1_agreement:.1%}" in rows["same first choice"]
+    assert f"{pruned.fidelity.top5_agreement:.1%}" in rows["shared of first five"]
     assert set(rows) >= {"parameters", "weights, bytes", "peak memory, bytes", "perplexity, poem", "prefill, tokens/s"}
     assert rows["distinct-1"].split()[1:] == [f"{distinct(m.completions, 1):.3f}" for m in evaluation.models]
     parted = [departures(original, m) for m in (pruned, healed)]
