@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from hf_prune.records import Evaluation, ModelEvaluation, Perplexity, Rate
-from hf_prune.writing import departures, distinct, repetition
+from hf_prune.writing import collapsed, departures, distinct, repetition
 
 _GAP = "   "
 
@@ -157,6 +157,10 @@ def _notes(evaluation: Evaluation) -> list[str]:
             f"{timed.runs} runs [lowest–highest]"
         )
     notes.append(f"{_clean(place.hardware)}, {place.dtype}, torch {place.versions.get('torch', 'unknown')}")
+    original = next((m for m in evaluation.models if m.label == "original"), None)
+    for model in evaluation.models:
+        if original is not None and collapsed(original, model):
+            notes.append(f"WARNING: free generation of the {model.label} model has collapsed into repetition")
     if (recovered := evaluation.recovered) is not None:
         notes.append(f"healing won back {recovered:.1%} of the loss".replace("%", " %"))
     return notes

@@ -127,6 +127,17 @@ def test_the_table_shows_every_figure(evaluation):
     assert f"healing won back {evaluation.recovered:.1%}".replace("%", " %") in text
 
 
+def test_the_table_warns_of_collapse(evaluation):
+    calm, stuck = Completion("Say:", "all sorts", tuple(range(12))), Completion("Say:", "the the", (7,) * 12)
+    wrote = [
+        dataclasses.replace(m, completions=(c,)) for m, c in zip(evaluation.models, (calm, stuck, calm), strict=True)
+    ]
+    told = [
+        line for line in table(dataclasses.replace(evaluation, models=tuple(wrote))).splitlines() if "WARN" in line
+    ]
+    assert told == ["WARNING: free generation of the pruned model has collapsed into repetition"]
+
+
 def test_columns_line_up(evaluation):
     lines = table(evaluation).splitlines()
     heads = [lines[0].index(m.label) for m in evaluation.models]
