@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
@@ -101,7 +101,7 @@ def results_table(evaluation: Evaluation) -> Markdown:
     rows += [
         ["KL to the original (nats per token) ↓", *[_fidelity(m, "kl") for m in models]],
         ["Same most likely token as the original ↑", *[_fidelity(m, "top1") for m in models]],
-        *_top5(models),
+        ["Five most likely tokens shared with the original ↑", *[_fidelity(m, "top5") for m in models]],
         ["Decoder layers", *[str(m.layers) for m in models]],
         ["Parameters", *[f"{m.parameters:,}" for m in models]],
         ["Weights", *[f"{size(m.bytes)} ({m.dtype})" for m in models]],
@@ -133,6 +133,13 @@ def results_notes(evaluation: Evaluation) -> Markdown:
     if fidelity:
         notes.append(
             Markdown(f"KL and agreement compare the next-token predictions at {fidelity.tokens:,} positions.")
+        )
+    if any(repetition(m.completions) is not None for m in evaluation.models):
+        notes.append(
+            Markdown(
+                f"Repeated {REPEATED}-grams: share of runs of {REPEATED} tokens that stood in the same greedy "
+                "completion before."
+            )
         )
     speed = next((m.speed for m in evaluation.models if m.speed), None)
     if speed:
@@ -259,17 +266,9 @@ def _fidelity(model: ModelEvaluation, figure: str) -> str:
         return "–" if model.label == "original" else NOT_MEASURED
     if figure == "kl":
         return number(model.fidelity.kl, model.fidelity.kl_standard_error)
+    if figure == "top5":
+        return _cell(model.fidelity.top5_agreement, percent)
     return percent(model.fidelity.top1_agreement)
-
-
-def _top5(models: Sequence[ModelEvaluation]) -> list[list[str]]:
-    """The row of the five likeliest tokens, where records have it."""
-    shares = [None if m.fidelity is None else m.fidelity.top5_agreement for m in models]
-    if all(share is None for share in shares):
-        return []
-    empty = ["–" if m.label == "original" else NOT_MEASURED for m in models]
-    cells = [blank if share is None else percent(share) for blank, share in zip(empty, shares, strict=True)]
-    return [["Five most likely tokens shared with the original ↑", *cells]]
 
 
 def _rate(rate: Rate) -> str:

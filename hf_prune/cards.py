@@ -21,7 +21,7 @@ from hf_prune.errors import ConfigError
 from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, one_line, printable
 from hf_prune.methods import get_method
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores, ranges
-from hf_prune.writing import REPEATED, collapsed, repetition
+from hf_prune.writing import REPEATED, collapse
 
 logger = logging.getLogger(__name__)
 
@@ -257,11 +257,11 @@ def _warnings(
                 "closeness to the original, not quality."
             )
     original = next((m for m in evaluation.models if m.label == "original"), None) if evaluation else None
-    if original is not None and shipped is not None and collapsed(original, shipped):
-        shares = [tables.percent(repetition(m.completions) or 0) for m in (shipped, original)]
+    if original is not None and shipped is not None and (fall := collapse(original, shipped)) is not None:
+        before, after = map(tables.percent, fall)
         found.append(
-            f"Free generation has collapsed: {shares[0]} of the {REPEATED}-grams in the completions below are "
-            f"repeats, {shares[1]} in the original's."
+            f"Free generation has collapsed: {after} of the {REPEATED}-grams in the completions below are repeats, "
+            f"{before} in the original's."
         )
     if evaluation is not None and (evaluation.recovered or 0) < 0:
         found.append("Healing made the loss worse on the evaluation text.")

@@ -54,7 +54,7 @@ def departures(original: ModelEvaluation, other: ModelEvaluation) -> tuple[int |
     return tuple(departure(known[c.prompt], c) for c in other.completions if c.prompt in known and c.tokens)
 
 
-def collapsed(original: ModelEvaluation, other: ModelEvaluation) -> bool:
-    """Whether a model repeats itself by at least `COLLAPSE` more than the original does."""
+def collapse(original: ModelEvaluation, other: ModelEvaluation) -> tuple[float, float] | None:
+    """The repetition of the original and of the other model, where the other's is at least `COLLAPSE` higher."""
     before, after = repetition(original.completions), repetition(other.completions)
-    return before is not None and after is not None and after - before >= COLLAPSE
+    return (before, after) if before is not None and after is not None and after - before >= COLLAPSE else None

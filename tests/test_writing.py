@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.records import Completion, ModelEvaluation
-from hf_prune.writing import collapsed, departure, departures, distinct, repetition
+from hf_prune.writing import collapse, departure, departures, distinct, repetition
 
 
 def wrote(*tokens: int, prompt: str = "p") -> Completion:
@@ -53,6 +53,6 @@ def test_departure() -> None:
 
 def test_collapse_is_relative_to_the_original() -> None:
     calm, stuck = model("original", wrote(*range(10))), model("pruned", wrote(*[7] * 10))
-    assert collapsed(calm, stuck)
-    assert not collapsed(stuck, stuck)  # an original that repeats itself as much says nothing against the cut
-    assert not collapsed(calm, model("pruned", Completion("p", "of an older version")))
+    assert collapse(calm, stuck) == (0, 1 - 1 / 7)
+    assert collapse(stuck, stuck) is None  # an original that repeats itself as much says nothing against the cut
+    assert collapse(calm, model("pruned", Completion("p", "of an older version"))) is None

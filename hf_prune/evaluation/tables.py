@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from hf_prune.records import Evaluation, ModelEvaluation, Perplexity, Rate
-from hf_prune.writing import collapsed, departures, distinct, repetition
+from hf_prune.writing import REPEATED, collapse, departures, distinct, repetition
 
 _GAP = "   "
 
@@ -63,10 +63,10 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
 
 def _writing(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     """How much the completions repeat themselves, and where they leave the original's; nothing without token ids."""
-    repeated = [repetition(m.completions) for m in models]
-    if all(r is None for r in repeated):
+    if not any(c.tokens for m in models for c in m.completions):
         return []
-    rows = [["repeated 4-grams", *("" if r is None else f"{r:.1%}" for r in repeated)]]
+    repeated = [repetition(m.completions) for m in models]
+    rows = [[f"repeated {REPEATED}-grams", *("" if r is None else f"{r:.1%}" for r in repeated)]]
     for size in (1, 2):
         found = [distinct(m.completions, size) for m in models]
         rows.append([f"distinct-{size}", *("" if d is None else f"{d:.3f}" for d in found)])
@@ -159,7 +159,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
     notes.append(f"{_clean(place.hardware)}, {place.dtype}, torch {place.versions.get('torch', 'unknown')}")
     original = next((m for m in evaluation.models if m.label == "original"), None)
     for model in evaluation.models:
-        if original is not None and collapsed(original, model):
+        if original is not None and collapse(original, model) is not None:
             notes.append(f"WARNING: free generation of the {model.label} model has collapsed into repetition")
     if (recovered := evaluation.recovered) is not None:
         notes.append(f"healing won back {recovered:.1%} of the loss".replace("%", " %"))
