@@ -203,6 +203,10 @@ def _check(
             f"{plan.model.num_layers}; expected records of one model"
         )
     for model in evaluation.models if evaluation else ():
+        if model.label not in ("original", "pruned", "healed"):
+            raise ConfigError(
+                f"the evaluation has a model {one_line(model.label)!r}; expected original, pruned or healed"
+            )
         expected = plan.model.num_layers if model.label == "original" else len(plan.kept)
         if model.layers != expected:
             raise ConfigError(

@@ -22,6 +22,8 @@ class Perplexity:
         window: tokens a window sees.
         stride: tokens the window moves by.
         data: which text.
+        bos_sequences: sequences that begin with the tokenizer's BOS token, which is context and never predicted; None
+            in records of older versions.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Perplexity:
     window: int
     stride: int
     data: TextUse
+    bos_sequences: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Fidelity:
         tokens: compared positions of the first text, spread evenly over it where not all fit the budget.
         top5_agreement: share of the original's five likeliest tokens that are among the model's five, mean over
             tokens; None in records of older versions.
+        kl_top_k: mean KL over the original's `top_k` likeliest tokens and one bin for all others, nats: at most `kl`
+            at the same tokens, and measured at more of them; None in records of older versions.
+        top_k: tokens kept of each prediction.
+        top_k_tokens: compared positions behind `kl_top_k`.
+        sequence_kl: `kl_top_k` of each sequence of the text, in its order; None where none was compared.
     """
 
     kl: float
@@ -54,21 +62,29 @@ class Fidelity:
     top1_agreement: float
     tokens: int
     top5_agreement: float | None = None
+    kl_top_k: float | None = None
+    top_k: int | None = None
+    top_k_tokens: int | None = None
+    sequence_kl: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A fixed prompt and what the model wrote (greedy).
+    """A fixed prompt and what the model wrote.
 
     Attributes:
         prompt: what it was given.
         text: what it wrote, without special tokens.
         tokens: ids of the new tokens, the one that ends the text included; empty in records of older versions.
+        kind: "greedy" takes the likeliest token at each step, "sampled" draws it.
+        seed: of the draws; None for greedy.
     """
 
     prompt: str
     text: str
     tokens: tuple[int, ...] = ()
+    kind: Literal["greedy", "sampled"] = "greedy"
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ class Speed:
         batch: sequences at once.
         prompt_tokens: length of each prompt.
         new_tokens: generated per sequence.
-        runs: counted runs after warm-up.
+        runs: counted runs after warm-up, of all rounds together.
+        rounds: times that the models took turns; 1 where they did not.
     """
 
     prefill: Rate
@@ -99,6 +116,49 @@ class Speed:
     prompt_tokens: int
     new_tokens: int
     runs: int
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of one benchmark task, as lm-evaluation-harness gives it.
+
+    Attributes:
+        task: the harness's name.
+        metric: such as "acc".
+        filter: of the harness; "none" where there is none.
+        value: as the harness gives it.
+        standard_error: as the harness gives it; None where it gives none.
+        higher_is_better: whether more is better.
+        main: whether this is the metric that the task is quoted by.
+        num_fewshot: examples before each question.
+        samples: questions asked.
+        limit: most questions a task that were asked for; None takes all.
+        version: of the task.
+        group: whether this is the mean over the tasks of a group.
+        dataset: Hub id or local format of the questions; None for groups.
+        dataset_config: its config.
+        split: its split.
+        stability: share of the questions that this model and the original answer alike (both right or both wrong),
+            weighted as LLM-Streamline does; None where it was not or can't be had.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    standard_error: float | None
+    higher_is_better: bool
+    main: bool
+    num_fewshot: int | None
+    samples: int
+    limit: int | None
+    version: str
+    group: bool = False
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
+    stability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +166,7 @@ class ModelEvaluation:
     """One model's figures.
 
     Attributes:
-        label: "original", "pruned" or "healed".
+        label: "original", "pruned" or "healed"; what a comparison of any models calls them there.
         layers: decoder blocks.
         parameters: counted once where tied.
         bytes: of all weights in the dtype measured, tied ones once.
@@ -118,9 +178,15 @@ class ModelEvaluation:
         fidelity: against the original; None for the original itself.
         completions: fixed prompts.
         speed: None when not measured.
+        tasks: benchmark tasks, in the order asked for.
+        load: seconds from folder to a model ready to run, with the files in the system's cache; None when not
+            measured.
+        disk_bytes: of the weight files; None when the model lies in no folder.
+        flops_per_token: of one forward pass over a prompt of the length of `speed`, divided by its tokens, counted
+            by torch; None when not counted.
     """
 
-    label: Literal["original", "pruned", "healed"]
+    label: str
     layers: int
     parameters: int
     bytes: int
@@ -130,6 +196,10 @@ class ModelEvaluation:
     fidelity: Fidelity | None
     completions: tuple[Completion, ...]
     speed: Speed | None
+    tasks: tuple[TaskResult, ...] = ()
+    load: Rate | None = None
+    disk_bytes: int | None = None
+    flops_per_token: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hf_prune.figures import Completion, Evaluation, Fidelity, ModelEvaluation, Perplexity, Rate, Speed
+from hf_prune.figures import Completion, Evaluation, Fidelity, ModelEvaluation, Perplexity, Rate, Speed, TaskResult
 from hf_prune.record_base import Environment, ModelRef, Record, TextUse
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Scores",
     "Slicing",
     "Speed",
+    "TaskResult",
     "TextUse",
     "ranges",
 ]

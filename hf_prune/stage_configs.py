@@ -1,5 +1,6 @@
 """The parts of a recipe: what calibration, healing and evaluation take."""
 
+import math
 import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,6 +55,19 @@ def check_fraction(owner: object, name: str, *, zero: bool = False) -> None:
         raise ConfigError(
             f"{type(owner).__name__}.{name}={value!r}; expected a number {'from 0' if zero else 'above 0'} and below 1"
         )
+
+
+def check_above_zero(owner: object, name: str, most: float = math.inf) -> None:
+    """Refuse values that are no finite numbers above 0 (and up to `most`).
+
+    Raises:
+        ConfigError: names the setting and its value.
+    """
+    value = getattr(owner, name)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not (0 < value <= most and math.isfinite(value)):
+        bound = "" if math.isinf(most) else f" and at most {most}"
+        raise ConfigError(f"{type(owner).__name__}.{name}={value!r}; expected a number above 0{bound}")
 
 
 def check_indices(layers: Any) -> tuple[int, ...]:
@@ -185,7 +199,17 @@ class EvaluationConfig:
         batch_size: windows at once.
         prompts: fixed prompts for the side-by-side completions.
         new_tokens: tokens written after each prompt.
-        speed: whether to time prefill and decode.
+        temperature: of the sampled completion of each prompt, beside the greedy one.
+        top_p: of the sampled completion.
+        top_k: tokens of each of the original's predictions that are kept for the KL over the whole text.
+        speed: whether to time loading, prefill and decode.
+        speed_batch: sequences at once while timing.
+        speed_rounds: times that the models take turns.
+        tasks: tasks, groups or suites of lm-evaluation-harness.
+        num_fewshot: examples before each question; None takes the suite's or the task's own.
+        limit: questions a task; None asks all.
+        task_path: folder of further task files (YAML) of the harness.
+        chat_template: whether questions go through the tokenizer's chat template.
         seed: of sampling.
     """
 
@@ -203,12 +227,26 @@ class EvaluationConfig:
         "She opened the letter and read:",
     )
     new_tokens: int = 40
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 64
     speed: bool = True
+    speed_batch: int = 1
+    speed_rounds: int = 2
+    tasks: tuple[str, ...] = ()
+    num_fewshot: int | None = None
+    limit: int | None = None
+    task_path: str | None = None
+    chat_template: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         check_positive(self, "samples", "max_length", "stride", "batch_size", "new_tokens")
+        check_positive(self, "top_k", "speed_batch", "speed_rounds", "limit")
+        check_from_zero(self, "num_fewshot")
+        check_above_zero(self, "temperature")
+        check_above_zero(self, "top_p", most=1)
         serial.settle(self)
         if self.stride is not None and self.stride > self.max_length:
             raise ConfigError(

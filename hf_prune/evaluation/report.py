@@ -1,7 +1,6 @@
 """All figures of one model, in one call a model: the original before surgery, then what became of it."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,7 +53,7 @@ def evaluate(
     texts: Mapping[str, Samples],
     config: EvaluationConfig,
     *,
-    label: Literal["original", "pruned", "healed"],
+    label: str,
     reference: Reference | None = None,
     progress: bool = False,
 ) -> ModelEvaluation:
@@ -81,7 +80,7 @@ def _evaluate(
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[str, Samples],
     config: EvaluationConfig,
-    label: Literal["original", "pruned", "healed"],
+    label: str,
     reference: Reference | None,
     capture_bytes: int | None,
     progress: bool,
