@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 INSTALLED := .venv/.installed
 INSTALLED_ALL := .venv/.installed-all
 
-.PHONY: help demo test test-all check bench install install-all clean
+.PHONY: help demo test test-all check bench cards install install-all clean
 
 help: ## What there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ check: $(INSTALLED) ## Lint, format, types.
 bench: $(INSTALLED) ## The figures that the README and the closing notes quote.
 	@$(BIN)/python -m tests.benchmarks
 
+cards: $(INSTALLED) ## The rendered cards in model_cards/, with new measurements.
+	@$(BIN)/python -m tests.cards
+
 install: $(INSTALLED) ## Only make .venv.
 
 install-all: $(INSTALLED_ALL)
@@ -50,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Making .venv with $(PYTHON); the first time takes minutes."
 	@$(PYTHON) -m venv .venv
 	@$(PIP_INSTALL) torch
-	@$(PIP_INSTALL) --editable '.[heal,dev]'
+	@$(PIP_INSTALL) --editable '.[heal,eval,dev]'
 	@touch $@
 
 $(INSTALLED_ALL): $(INSTALLED)

@@ -170,17 +170,20 @@ class PrunerConfig:
         return dataclasses.replace(base, **overrides)
 
     def without_paths(self) -> Self:
-        """The recipe as it may travel: a dataset given as a path shrinks to its last part."""
+        """The recipe as it may travel: datasets and task files given as paths shrink to their last part."""
 
         def shrunk(part: Any) -> Any:
             path = None if part.dataset is None else Path(part.dataset)
             return part if path is None or not path.exists() else dataclasses.replace(part, dataset=path.name)
 
+        tasks = self.evaluation.task_path
+        folder = None if tasks is None else Path(tasks).resolve().name
+        evaluation = dataclasses.replace(self.evaluation, task_path=folder)
         return dataclasses.replace(
             self,
             calibration=shrunk(self.calibration),
             healing=shrunk(self.healing),
-            evaluation=shrunk(self.evaluation),
+            evaluation=shrunk(evaluation),
         )
 
     @classmethod

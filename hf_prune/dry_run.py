@@ -96,7 +96,8 @@ def preview(
         steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
     if evaluate:
         models = "original, pruned and healed" if heal else "original and pruned"
-        steps.append(("evaluate", f"{models} on {config.evaluation.samples} documents"))
+        tasks = f", and benchmark tasks: {', '.join(config.evaluation.tasks)}" if config.evaluation.tasks else ""
+        steps.append(("evaluate", f"{models} on {config.evaluation.samples} documents{tasks}"))
     steps.append(("write", str(output)))
     if push is not None:
         steps.append(("push", push))

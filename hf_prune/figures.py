@@ -44,10 +44,12 @@ class Fidelity:
     """How far the model's predictions are from the original's, on the same tokens.
 
     Attributes:
-        kl: mean KL(original || model) per token, nats, full vocabulary.
+        kl: mean KL(original || model) per token, nats, full vocabulary, at `tokens` positions.
         kl_standard_error: over windows.
-        top1_agreement: share of tokens where both rank the same token first.
-        tokens: compared positions of the first text, spread evenly over it where not all fit the budget.
+        top1_agreement: share of tokens where both rank the same token first, at `agreement_tokens` positions, as is
+            the next.
+        tokens: positions of the first text at which the full predictions were compared, spread evenly over it where
+            not all fit the budget.
         top5_agreement: share of the original's five likeliest tokens that are among the model's five, mean over
             tokens; None in records of older versions.
         kl_top_k: mean KL over the original's `top_k` likeliest tokens and one bin for all others, nats: at most `kl`
@@ -66,6 +68,12 @@ class Fidelity:
     top_k: int | None = None
     top_k_tokens: int | None = None
     sequence_kl: tuple[float | None, ...] = ()
+
+    @property
+    def agreement_tokens(self) -> int:
+        """Compared positions behind both agreements: those of `kl_top_k` where it has the five likeliest tokens."""
+        likeliest = self.top_k_tokens if self.top_k is not None and self.top_k >= 5 else None
+        return self.tokens if likeliest is None else likeliest
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,11 @@ class Speed:
     runs: int
     rounds: int = 1
 
+    def in_turns_with(self, other: "Speed") -> bool:
+        """Whether two models took turns, more than once, over the same work: only then is one called faster."""
+        same = ("batch", "prompt_tokens", "new_tokens", "runs", "rounds")
+        return self.rounds > 1 and all(getattr(self, name) == getattr(other, name) for name in same)
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -141,6 +154,8 @@ class TaskResult:
         split: its split.
         stability: share of the questions that this model and the original answer alike (both right or both wrong),
             weighted as LLM-Streamline does; None where it was not or can't be had.
+        truncated: questions whose beginning was cut off, because they are longer than the model with their examples.
+        parent: the group whose mean this is a part of; None for what was asked for.
     """
 
     task: str
@@ -159,6 +174,8 @@ class TaskResult:
     dataset_config: str | None = None
     split: str | None = None
     stability: float | None = None
+    truncated: int = 0
+    parent: str | None = None
 
 
 @dataclass(frozen=True)

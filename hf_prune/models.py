@@ -11,18 +11,18 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from hf_prune import extras, loading
+from hf_prune import loading
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
-from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.loading import Source
 from hf_prune.plan import Sizes
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import save_model, staged
+from hf_prune.stored import Stored
 from hf_prune.surgery import apply_plan
 from hf_prune.surgery.slice import Text, apply_slicing
 
@@ -81,7 +81,10 @@ class Models:
         self._current: Any = model
         self._checkpoint: Source | None = None
         self._adapter: Path | None = None
+        self._healed: Source | None = None
+        self._merged = False
         self._whole: PreTrainedModel | None = None
+        self._in_memory = model is not None
 
     def take_up(self, checkpoint: Source, stage: Label, adapter: Path | None = None) -> None:
         """Go on with a checkpoint that is pruned, or healed, already; an adapter beside pruned weights heals them."""
@@ -92,11 +95,9 @@ class Models:
         if self._current is None:
             if self.stage != "original" and self._checkpoint is None:
                 raise AssertionError(f"the {self.stage} model is neither in memory nor in a folder")
-            source = self.source if self.stage == "original" else self._checkpoint
+            source = self.source if self.stage == "original" else self._healed or self._checkpoint
             assert source is not None
-            self._current = loading.load_model(source, **self.kwargs)
-            if self._adapter is not None:
-                self._current = _with_adapter(self._current, self._adapter)
+            self._current = Stored(source, self._adapter, self.kwargs).load()
         return self._current
 
     def original(self) -> PreTrainedModel:
@@ -109,15 +110,18 @@ class Models:
             return self.current()
         if self._whole is not None:
             return self._whole
-        if self.source.folder is None:
-            self.source = dataclasses.replace(self.source, folder=self._find())
-        if self.source.folder is None:
+        if self._original_folder() is None:
             raise ConfigError(
                 f"the original of '{self.source.ref.id}' is needed, to compare with it or to sample text "
                 "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and "
                 "evaluate nothing"
             )
         return loading.load_model(self.source, **self.kwargs)
+
+    def _original_folder(self) -> Path | None:
+        if self.source.folder is None:
+            self.source = dataclasses.replace(self.source, folder=self._find())
+        return self.source.folder
 
     def pruned(self, plan: Plan) -> PreTrainedModel:
         """The pruned model, before healing."""
@@ -155,9 +159,52 @@ class Models:
         apply_plan(decoder_of(model, self.source.ref.id), plan)
         self.stage = "pruned"
 
-    def replace(self, healed: Any) -> None:
-        """Take the healed model in place of the pruned one."""
-        self._current, self.stage = healed, "healed"
+    def replace(self, healed: Any, adapter: Path | None) -> None:
+        """Take the healed model in place of the pruned one.
+
+        Args:
+            healed: the model.
+            adapter: folder of the adapter that lies on it; None where it was merged.
+        """
+        self._current, self.stage, self._adapter = healed, "healed", adapter
+        self._merged = adapter is None
+
+    def stored(self, label: Label, plan: Plan | None) -> Stored | None:
+        """One of the models as files, which are written now where they are not there yet.
+
+        Args:
+            label: which; healed ones only while they are the current model.
+            plan: what was cut; None for the original.
+
+        Returns:
+            The files; None where a model that was handed over in memory, or what became of it, lies in none.
+
+        Raises:
+            OutputError: the disk is full.
+            ReloadError: the pruned checkpoint does not load back.
+        """
+        if label == "original":
+            folder = None if self._in_memory else self._original_folder()
+            return None if folder is None else Stored(self.source, None, self.kwargs)
+        if self._in_memory and label == self.stage:
+            return None
+        assert plan is not None
+        checkpoint = self.checkpoint(plan)
+        if label == "pruned":
+            return Stored(checkpoint, None, self.kwargs)
+        if self._merged:
+            checkpoint = self._save_healed(checkpoint, plan)
+        return Stored(checkpoint, self._adapter, self.kwargs)
+
+    def _save_healed(self, pruned: Source, plan: Plan) -> Source:
+        if self._healed is None:
+            source = dataclasses.replace(pruned, folder=Path(self._run.path) / "healed")
+            assert source.folder is not None
+            remove(source.folder)
+            with staged(source.folder) as stage:
+                save_model(self.current(), self._tokenizer, stage, source=pruned.folder, keep=range(len(plan.kept)))
+            self._healed = source
+        return self._healed
 
     def checkpoint(self, plan: Plan) -> Source:
         """The pruned model as a checkpoint: the folder taken up, or one in the run folder, written when needed.
@@ -214,14 +261,6 @@ def weights_digest(model: PreTrainedModel) -> str:
             first = tensor.detach().reshape(-1)[:_SAMPLED].cpu().contiguous()
             total.update(first.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
-    extras.require("peft", "heal", f"loading the adapter '{adapter.name}'")
-    from peft import PeftModel
-
-    with quiet_peft():
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
 def _check_device(name: str) -> None:

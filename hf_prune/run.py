@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_prune import healing
 from hf_prune.config import PrunerConfig
+from hf_prune.evaluation.task_loading import check_tasks, task_files
 from hf_prune.hub import PushResult, check_push
 from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
 from hf_prune.plan import check_amount
@@ -79,6 +80,8 @@ def run(
         healing.require(config.healing.quantize)
     if not _finished(folder):
         check_output(folder)
+        if evaluate:
+            check_tasks(config.evaluation)  # before the first download
     token, push_kwargs = load_kwargs.get("token"), dict(push_kwargs or {})
     if push is not None:
         push = _check_push(push, token, push_kwargs)  # before the first download
@@ -95,6 +98,7 @@ def run(
             "model": pruner.source.ref,
             "config": pruner.config,
             "files": pruner.texts.files(),
+            "task files": task_files(pruner.config.evaluation.task_path) if evaluate else [],
             "dtype": str(load_kwargs.get("dtype", "auto")),
             "heal": heal,
             "evaluate": evaluate,
@@ -105,6 +109,8 @@ def run(
         logger.info("'%s' was made by this very command; nothing to do again", folder)
     else:
         check_output(folder)
+        if evaluate:
+            pruner.check_evaluation()
         with room_for(run_folder):
             on_plan(pruner.plan())
             _work(pruner, heal, evaluate)
@@ -132,8 +138,8 @@ def _work(pruner: Pruner, heal: bool, evaluate: bool) -> None:
         pruner.evaluate_as("pruned")
     if heal:
         pruner.heal()
-        if evaluate:
-            pruner.evaluate_as("healed")
+    if evaluate:
+        pruner.evaluate()  # what was measured above is taken over; speed comes last
 
 
 def _finished(folder: Path) -> bool:

@@ -196,7 +196,7 @@ class EvaluationConfig:
         samples: documents.
         max_length: window of the perplexity, in tokens; clipped to the model's limit.
         stride: tokens the window moves by; None takes half of the window.
-        batch_size: windows at once.
+        batch_size: windows, or answers to benchmark questions, at once.
         prompts: fixed prompts for the side-by-side completions.
         new_tokens: tokens written after each prompt.
         temperature: of the sampled completion of each prompt, beside the greedy one.

@@ -13,6 +13,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
+from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.measure import measure_model
 from hf_prune.models import LABELS, Label, Models
 from hf_prune.plan import Sizes, check_amount, make_plan, scores_digest
@@ -289,7 +290,7 @@ class Stages:
             progress=self._progress,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
         )
-        self.models.replace(result.model)
+        self.models.replace(result.model, result.adapter if settings.output == "adapter" else None)
         self._adapter, self._healing = result.adapter, result.record
         self.config = dataclasses.replace(self.config, healing=settings)
         self._saved = None  # what was saved before is another model
@@ -307,21 +308,42 @@ class Stages:
             run_folder=self.run.path,
         )
 
+    def check_evaluation(self) -> None:
+        """Refuse benchmark tasks that cannot be run on this model, before any work.
+
+        Raises:
+            MissingExtraError: lm-evaluation-harness is not installed.
+            ConfigError: an unknown task, or a chat template that is not there.
+            DataError: the questions of a task cannot be had, or leave no room for an answer.
+        """
+        check_tasks(self.config.evaluation, self.tokenizer, self._limit)
+
     def evaluate(self) -> Evaluation:
         """Measure original, pruned and (where healed) healed model, as far as that was not done yet.
 
         Of a healed folder that was taken up, merging has taken the pruned weights: original and healed are measured.
+
+        Speed comes last: all models are timed in turns. For that each lies in a folder (the pruned and the healed one
+        in the run folder) and is loaded for its turn alone; the model in memory is dropped before, and `model` loads
+        it again. Models that were handed over in memory stay there, and are timed as they are.
         """
+        self.check_evaluation()
         labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
         if self.models.stage == "healed" and self._adapter is None:
             labels.remove("pruned")
-        models = tuple(self.evaluate_as(label) for label in labels)
+        for label in labels:
+            self.evaluate_as(label)
+        place = environment.describe(self.model)
+        self.judge.time(labels, self._plan, self._healing)
         self._saved = None  # what was saved before lacks the figures
-        record = Evaluation(models, environment.describe(self.model))
+        record = Evaluation(tuple(self.evaluate_as(label) for label in labels), place)
         record.save(self.run.path)
         return record
 
     def evaluate_as(self, label: Label) -> ModelEvaluation:
-        """Measure one of the three models; the original is best measured before surgery, while it is in memory."""
+        """Measure one of the three models; the original is best measured before surgery, while it is in memory.
+
+        All but speed, which only `evaluate` measures.
+        """
         plan = None if label == "original" else self.plan()
         return self.judge.measure(label, plan, self._healing if label == "healed" else None)

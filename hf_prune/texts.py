@@ -54,6 +54,15 @@ class Texts:
         self._method: Method = config.recipe()
         self._made: dict[str, Samples] = {}
 
+    def take(self, name: str, samples: Samples) -> None:
+        """Use a text that is there already, such as one that a finished folder ships.
+
+        Args:
+            name: "calibration", "evaluation", "held-out" or "healing".
+            samples: the text.
+        """
+        self._made[name] = samples
+
     def calibration(self) -> Samples:
         """Text that the model is measured, and sliced, on."""
         return self._calibration()[0]

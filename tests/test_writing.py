@@ -11,6 +11,10 @@ def wrote(*tokens: int, prompt: str = "p") -> Completion:
     return Completion(prompt, "text", tokens)
 
 
+def drew(*tokens: int, prompt: str = "p") -> Completion:
+    return Completion(prompt, "text", tokens, "sampled", 0)
+
+
 def model(label: str, *completions: Completion) -> ModelEvaluation:
     return ModelEvaluation(label, 2, 1, 1, 1, "float32", (), None, completions, None)
 
@@ -49,6 +53,27 @@ def test_departure() -> None:
     original = model("original", wrote(1, 2, prompt="a"), wrote(3, 4, prompt="b"))
     other = model("pruned", wrote(1, 2, prompt="a"), wrote(4, 4, prompt="b"), wrote(1, prompt="new"))
     assert departures(original, other) == (None, 0)
+
+
+def test_kinds_are_counted_apart() -> None:
+    both = [wrote(1, 1, 1, 1, 1, 1, 1), drew(1, 2, 3, 4, 1, 2, 3, 4), drew(5)]
+    assert repetition(both) == repetition(both[:1]) == 0.75
+    assert repetition(both, kind="sampled") == 1 - 4 / 5
+    assert distinct(both, 1) == 1 / 7 and distinct(both, 1, "sampled") == 5 / 9
+    assert repetition(both[1:]) is None and distinct(both[:1], 2, "sampled") is None
+
+
+def test_drawn_text_departs_from_nothing() -> None:
+    original = model("original", wrote(1, 2), drew(5, 5))
+    assert departures(original, model("pruned", wrote(1, 3), drew(5, 6))) == (1,)
+    assert departures(model("original", drew(5, 5)), model("pruned", wrote(5, 5))) == ()
+
+
+def test_drawn_text_collapses_by_itself() -> None:
+    calm, stuck = wrote(*range(10)), drew(*[7] * 10)
+    original, other = model("original", calm, drew(*range(10))), model("pruned", calm, stuck)
+    assert collapse(original, other) is None
+    assert collapse(original, other, "sampled") == (0, 1 - 1 / 7)
 
 
 def test_collapse_is_relative_to_the_original() -> None:

@@ -5,8 +5,15 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_prune.cli.options import CalibrationOptions, HealOptions, RecipeOptions, SliceOptions, TextOptions
-from hf_prune.config import PrunerConfig
+from hf_prune.cli.options import (
+    CalibrationOptions,
+    HealOptions,
+    RecipeOptions,
+    SliceOptions,
+    TaskOptions,
+    TextOptions,
+)
+from hf_prune.config import EvaluationConfig, PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.slicing.options import SEARCH
 
@@ -33,6 +40,7 @@ def make_config(
     base_model: str | None = None,
     token: str | None = None,
     slicing: SliceOptions | None = None,
+    tasks: TaskOptions | None = None,
 ) -> PrunerConfig:
     """The recipe of a command: the file it names, and what its options change.
 
@@ -56,7 +64,9 @@ def make_config(
         **changes,
         calibration=dataclasses.replace(base.calibration, **calibration),
         healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal)),
-        evaluation=dataclasses.replace(base.evaluation, **_given(data, "seed"), **_evaluation(data)),
+        evaluation=dataclasses.replace(
+            base.evaluation, **_given(data, "seed"), **_evaluation(data), **task_changes(tasks)
+        ),
     )
 
 
@@ -65,6 +75,7 @@ def continued(
     stage: Literal["healing", "evaluation"],
     data: TextOptions,
     heal: HealOptions | None = None,
+    tasks: TaskOptions | None = None,
 ) -> PrunerConfig:
     """The recipe of a finished folder with the options of one later stage: what was done before stays as it was done.
 
@@ -74,7 +85,8 @@ def continued(
     from hf_prune.output import Finished
 
     base = Finished.load(folder).config
-    changes = _given(data, *_SOURCE) | (_healing(heal) if stage == "healing" else _evaluation(data))
+    options = _healing(heal) if stage == "healing" else _evaluation(data) | task_changes(tasks)
+    changes = _given(data, *_SOURCE) | options
     return dataclasses.replace(base, **{stage: dataclasses.replace(getattr(base, stage), **changes)})
 
 
@@ -118,6 +130,32 @@ def _healing(heal: HealOptions | None) -> dict[str, Any]:
 def _evaluation(data: TextOptions) -> dict[str, Any]:
     given = _given(data, "max_length", "eval_samples")
     return {name.removeprefix("eval_"): value for name, value in given.items()}
+
+
+def evaluation_config(data: TextOptions, tasks: TaskOptions | None = None) -> EvaluationConfig:
+    """What to measure of models that have no recipe.
+
+    Raises:
+        ConfigError: options that mean nothing.
+    """
+    changes = _given(data, *_SOURCE) | _evaluation(data) | task_changes(tasks)
+    return dataclasses.replace(EvaluationConfig(), **changes)
+
+
+def task_changes(given: TaskOptions | None) -> dict[str, Any]:
+    """The fields of `EvaluationConfig` that the options about tasks set.
+
+    Raises:
+        ConfigError: `--tasks` names none.
+    """
+    changes = _given(given, "num_fewshot", "limit", "task_path")
+    if given is not None and given.chat_template:
+        changes["chat_template"] = True
+    if given is not None and given.tasks is not None:
+        changes["tasks"] = tuple(name.strip() for name in given.tasks.split(",") if name.strip())
+        if not changes["tasks"]:
+            raise ConfigError(f"--tasks {given.tasks!r} names no task; expected such as mmlu,boolq or uidl")
+    return changes
 
 
 def default_output(model: str, kind: str = "pruned") -> Path:

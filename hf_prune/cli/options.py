@@ -12,8 +12,8 @@ import typer
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-def _option(help_text: str, *names: str, panel: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+def _option(help_text: str, *names: str, panel: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,30 @@ class DataOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
+class TaskOptions:
+    """Which benchmark tasks are run."""
+
+    tasks: Annotated[
+        str | None,
+        _option(
+            "Tasks, groups or suites of lm-evaluation-harness, with commas between: mmlu,boolq. Suites: uidl, "
+            "slicegpt, quick. Default: none.",
+            panel="Tasks",
+        ),
+    ] = None
+    num_fewshot: Annotated[
+        int | None, _option("Examples before each question. Default: the suite's or the task's.", panel="Tasks")
+    ] = None
+    limit: Annotated[int | None, _option("First questions of each task. Default: all.", panel="Tasks")] = None
+    task_path: Annotated[
+        str | None, _option("Folder of further task files (YAML) of the harness.", panel="Tasks", metavar="DIR")
+    ] = None
+    chat_template: Annotated[
+        bool, _option("Put questions through the tokenizer's chat template.", "--chat-template", panel="Tasks")
+    ] = False
+
+
+@dataclass(frozen=True)
 class HealOptions:
     """How the damage is healed."""
 
@@ -200,6 +224,7 @@ _GROUPS = (
     CalibrationOptions,
     EvaluationOptions,
     DataOptions,
+    TaskOptions,
     HealOptions,
     ConsoleOptions,
     PushOptions,

@@ -16,6 +16,7 @@ from hf_prune.cli.options import (
     PushOptions,
     RecipeOptions,
     SliceOptions,
+    TaskOptions,
     grouped,
 )
 from hf_prune.config import PrunerConfig
@@ -37,6 +38,7 @@ def run_command(
     recipe: RecipeOptions,
     slicing: SliceOptions,
     data: DataOptions,
+    tasks: TaskOptions,
     healing: HealOptions,
     loading: ModelOptions,
     pushing: PushOptions,
@@ -47,7 +49,7 @@ def run_command(
     A killed run goes on where it was when the same command is given again.
     """
     console = Console(talk.quiet, talk.json)
-    config = make_config(recipe, data, healing, loading.base_model, loading.token, slicing)
+    config = make_config(recipe, data, healing, loading.base_model, loading.token, slicing, tasks)
     folder = output or default_output(model)
     if dry_run:
         _dry_run(console, model, config, folder, heal, evaluate, push, pushing, loading)

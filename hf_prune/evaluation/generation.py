@@ -1,6 +1,7 @@
-"""What a model writes after fixed prompts, greedily."""
+"""What a model writes after fixed prompts: the likeliest token at each step, and tokens drawn with a fixed seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,6 @@ from hf_prune.records import Completion
 from hf_prune.runner import evaluating
 
 
-@torch.inference_mode()
 def completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,38 +42,114 @@ def completions(
     Raises:
         DataError: a prompt has no tokens, or leaves no room for a new one.
     """
+    return tuple(
+        Completion(prompt, text, new)
+        for prompt, text, new in _write(model, tokenizer, prompts, new_tokens, {"do_sample": False}, None, progress)
+    )
+
+
+def sampled_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    progress: bool = False,
+) -> tuple[Completion, ...]:
+    """Let a model continue prompts by drawing: as `completions`, but from softmax(logits / temperature).
+
+    Of each distribution the likeliest tokens that have `top_p` together are left, nothing else is cut off. Prompt i is
+    drawn with seed `seed + i`, so original and pruned model draw with the same random numbers. torch's own generators
+    are as before afterwards.
+
+    Args:
+        model: as in `completions`.
+        tokenizer: as in `completions`.
+        prompts: as in `completions`.
+        new_tokens: as in `completions`.
+        temperature: above 0.
+        top_p: above 0, at most 1.
+        seed: of the first prompt.
+        progress: whether to show a bar.
+
+    Returns:
+        One completion a prompt, with its own seed.
+
+    Raises:
+        DataError: as in `completions`.
+    """
+    settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return tuple(
+        Completion(prompt, text, new, "sampled", seed + number)
+        for number, (prompt, text, new) in enumerate(
+            _write(model, tokenizer, prompts, new_tokens, settings, seed, progress)
+        )
+    )
+
+
+@torch.inference_mode()
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    settings: dict[str, Any],
+    seed: int | None,
+    progress: bool,
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Prompt, text and ids of every completion."""
     encoded = [_encode(model, tokenizer, prompt) for prompt in prompts]
     limit = max_positions(model)
     device = first_device(model)
     own = model.generation_config
     done = []
-    with evaluating(model), fast_arithmetic(model):
+    with evaluating(model), fast_arithmetic(model), _own_generators(device):
         try:
-            pairs = list(zip(prompts, encoded, strict=True))
-            for prompt, ids in tqdm(pairs, desc="writing", unit="prompt", leave=False, disable=not progress):
+            pairs = enumerate(zip(prompts, encoded, strict=True))
+            bar = tqdm(pairs, "writing", len(prompts), unit="prompt", leave=False, disable=not progress)
+            for number, (prompt, ids) in bar:
                 room = new_tokens if limit is None else min(new_tokens, limit - ids.shape[1])
-                model.generation_config = _greedy(own, tokenizer, room)
+                model.generation_config = _asked(own, tokenizer, room, settings)
+                if seed is not None:
+                    torch.manual_seed(seed + number)
                 ids = ids.to(device)
                 output = cast(Any, model).generate(input_ids=ids, attention_mask=torch.ones_like(ids))
                 new = output[0, ids.shape[1] :].tolist()
-                done.append(Completion(prompt, str(tokenizer.decode(new, skip_special_tokens=True)), tuple(new)))
+                done.append((prompt, str(tokenizer.decode(new, skip_special_tokens=True)), tuple(new)))
         finally:
             model.generation_config = own
-    return tuple(done)
+    return done
 
 
-def _greedy(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> GenerationConfig:
+@contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Give torch's random generators back as they were."""
+    state = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
+            yield
+    finally:
+        if state is not None:
+            torch.mps.set_rng_state(state)
+
+
+def _asked(
+    own: GenerationConfig, tokenizer: PreTrainedTokenizerBase, new_tokens: int, settings: dict[str, Any]
+) -> GenerationConfig:
     end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     first_end = end[0] if isinstance(end, list) else end
     pad = next((i for i in (own.pad_token_id, tokenizer.pad_token_id, first_end) if i is not None), 0)
     return GenerationConfig(
-        do_sample=False,
         num_beams=1,
         use_cache=True,
         max_new_tokens=new_tokens,
         bos_token_id=own.bos_token_id,
         eos_token_id=end,
         pad_token_id=pad,
+        **settings,
     )
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_prune.errors import DataError, MeasureError
-from hf_prune.evaluation.fidelity import Capture, Comparison, Reference
-from hf_prune.evaluation.scoring import cut, score
+from hf_prune.evaluation.fidelity import TOP_K, Capture, Comparison, Reference
+from hf_prune.evaluation.scoring import Rows, cut, score
 from hf_prune.evaluation.tally import Tally
 from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Fidelity, Perplexity
@@ -78,6 +78,7 @@ def measure_text(
     capture_bytes: int | None = None,
     compare: Reference | None = None,
     seed: int = 0,
+    top_k: int = TOP_K,
     progress: bool = False,
 ) -> TextMeasures:
     """Everything that one pass over a text can tell.
@@ -93,9 +94,11 @@ def measure_text(
         window: tokens seen at once; clipped to the model's limit.
         stride: tokens the window moves by; None takes half of the window.
         batch_size: windows at once.
-        capture_bytes: bytes of this model's logits to keep, for later models to be compared with; None keeps none.
-        compare: the original's logits on this text.
+        capture_bytes: bytes of this model's predictions to keep, for later models to be compared with; None keeps
+            none.
+        compare: what was kept of the original's predictions on this text.
         seed: of the positions kept.
+        top_k: tokens to keep of each prediction, besides.
         progress: whether to show a bar.
 
     Raises:
@@ -105,32 +108,60 @@ def measure_text(
     spans, window, stride = cut(model, samples.sequences, window, stride, name)
     size = predicted_bytes(tokenizer, samples.sequences, name)
     text = digest(samples.sequences)
-    nll = Tally(len(spans))
-    capture = None if capture_bytes is None else Capture(sum(s.end - s.first for s in spans), capture_bytes, seed)
-    comparison = None if compare is None else Comparison(compare, len(spans), text, window, stride)
+    nll, sequences = Tally(len(spans)), len(samples.sequences)
+    total = sum(s.end - s.first for s in spans)
+    capture = None if capture_bytes is None else Capture(total, capture_bytes, seed, top_k)
+    comparison = None if compare is None else Comparison(compare, spans, sequences, text, window, stride)
     with evaluating(model), fast_arithmetic(model):
         for rows in score(model, samples.sequences, spans, batch_size, name, progress):
             log_probs = rows.logits.float().log_softmax(-1)
-            nll.add(rows.window, -log_probs.gather(-1, rows.targets[:, None])[:, 0])
+            nll.add(rows.window, losses(rows, log_probs))
             if capture is not None:
-                capture.add(rows)
+                capture.add(rows, log_probs)
             if comparison is not None:
                 comparison.add(rows, log_probs)
     return TextMeasures(
-        Perplexity(
-            name=name,
-            nll=nll.mean,
-            standard_error=nll.standard_error,
-            perplexity=_exp(nll.mean, name),
-            bits_per_byte=nll.total / math.log(2) / size,
-            tokens=nll.count,
-            bytes=size,
-            window=window,
-            stride=stride,
-            data=samples.use,
-        ),
+        figures(nll, tokenizer, samples, name, size, window, stride),
         reference=None if capture is None else capture.reference(text, window, stride),
         fidelity=None if comparison is None else comparison.fidelity(),
+    )
+
+
+def losses(rows: Rows, log_probs: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each row's token; (rows,) float32, nats."""
+    return -log_probs.gather(-1, rows.targets[:, None])[:, 0]
+
+
+def figures(
+    nll: Tally, tokenizer: PreTrainedTokenizerBase, samples: Samples, name: str, size: int, window: int, stride: int
+) -> Perplexity:
+    """The record of a text.
+
+    Args:
+        nll: negative log-likelihood of every predicted token.
+        tokenizer: tells which sequences begin with BOS.
+        samples: the text.
+        name: of the text.
+        size: UTF-8 bytes of the predicted text.
+        window: as used.
+        stride: as used.
+
+    Raises:
+        MeasureError: the perplexity is beyond float64.
+    """
+    bos = tokenizer.bos_token_id
+    return Perplexity(
+        name=name,
+        nll=nll.mean,
+        standard_error=nll.standard_error,
+        perplexity=_exp(nll.mean, name),
+        bits_per_byte=nll.total / math.log(2) / size,
+        tokens=nll.count,
+        bytes=size,
+        window=window,
+        stride=stride,
+        data=samples.use,
+        bos_sequences=sum(bos is not None and int(ids[0]) == bos for ids in samples.sequences),
     )
 
 

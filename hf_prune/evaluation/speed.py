@@ -7,8 +7,9 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import psutil
 import torch
@@ -22,15 +23,27 @@ from hf_prune.runner import evaluating
 _SAMPLING_SECONDS = 0.001
 
 
-@torch.inference_mode()
-def speed(
-    model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int = 1, runs: int = 5, seed: int = 0
-) -> Speed:
-    """Time reading a prompt (prefill) and writing after it (decode), as generation does both.
+RUNS = 5
+"""Counted runs, each time that a model is timed."""
 
-    Prefill is one forward pass with a fresh cache and the logits of the last position only; decode is one cached pass
-    for each new token, the likeliest one fed back. One uncounted run warms up. Prompts are random token ids: what they
-    say does not matter to how long they take, except that a mixture of experts spreads them more evenly than text.
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds that one run took.
+
+    Attributes:
+        prefill: of reading the prompts.
+        decode: of writing after them.
+    """
+
+    prefill: float
+    decode: float
+
+
+def speed(
+    model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int = 1, runs: int = RUNS, seed: int = 0
+) -> Speed:
+    """Time one model by itself; see `timed`. Two models compare only where they took turns: see `timing`.
 
     Args:
         model: the causal LM; put in eval mode, and back.
@@ -44,16 +57,43 @@ def speed(
         Tokens per second of all sequences together, and the lengths as used.
     """
     prompt_tokens, new_tokens = fit_lengths(model, prompt_tokens, new_tokens)
+    found = timed(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch, runs=runs, seed=seed)
+    return speed_of(found, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch)
+
+
+@torch.inference_mode()
+def timed(
+    model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int, runs: int = RUNS, seed: int = 0
+) -> list[Run]:
+    """Time reading a prompt (prefill) and writing after it (decode), as generation does both.
+
+    Prefill is one forward pass with a fresh cache and the logits of the last position only; decode is one cached pass
+    for each new token, the likeliest one fed back. One uncounted run warms up. Prompts are random token ids: what they
+    say does not matter to how long they take, except that a mixture of experts spreads them more evenly than text.
+
+    Args:
+        model: the causal LM; put in eval mode, and back.
+        prompt_tokens: as from `fit_lengths`.
+        new_tokens: as from `fit_lengths`.
+        batch: sequences at once.
+        runs: counted runs.
+        seed: of the prompts.
+    """
     ids = _prompts(model, batch, prompt_tokens, seed)
     with evaluating(model):
-        times = [_run(model, ids, new_tokens) for _ in range(runs + 1)][1:]
+        return [_run(model, ids, new_tokens) for _ in range(runs + 1)][1:]
+
+
+def speed_of(runs: Sequence[Run], *, prompt_tokens: int, new_tokens: int, batch: int, rounds: int = 1) -> Speed:
+    """The record of some runs of one model."""
     return Speed(
-        prefill=_rate([batch * prompt_tokens / prefill for prefill, _ in times]),
-        decode=_rate([batch * new_tokens / decode for _, decode in times]),
+        prefill=rate([batch * prompt_tokens / run.prefill for run in runs]),
+        decode=rate([batch * new_tokens / run.decode for run in runs]),
         batch=batch,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        runs=runs,
+        runs=len(runs),
+        rounds=rounds,
     )
 
 
@@ -134,24 +174,26 @@ def _prompts(model: PreTrainedModel, batch: int, length: int, seed: int) -> torc
     return torch.randint(vocabulary, (batch, length), generator=generator).to(first_device(model))
 
 
-def _run(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of prefill and of `new_tokens` cached passes."""
+def _run(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> Run:
+    # Around an adapted model lies another, which does not tell what its forward takes.
+    model = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
     last: dict[str, Any] = (
         {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     )
-    start = _now(ids.device)
+    start = now(ids.device)
     output = model(input_ids=ids, use_cache=True, **last)
     # State-space models call their cache so.
     cache = "past_key_values" if "past_key_values" in output else "cache_params"
     token = output.logits[:, -1:].argmax(-1)
-    middle = _now(ids.device)
+    middle = now(ids.device)
     for _ in range(new_tokens):
         output = model(input_ids=token.to(ids.device), use_cache=True, **{cache: output[cache]}, **last)
         token = output.logits[:, -1:].argmax(-1)
-    return middle - start, _now(ids.device) - middle
+    return Run(middle - start, now(ids.device) - middle)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, read when the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -159,7 +201,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _rate(values: list[float]) -> Rate:
+def rate(values: Sequence[float]) -> Rate:
+    """Median and extremes."""
     return Rate(statistics.median(values), min(values), max(values))
 
 

@@ -46,6 +46,18 @@ class Tally:
         """Their mean."""
         return self.total / self.count
 
+    def means(self, groups: torch.Tensor, count: int) -> tuple[float | None, ...]:
+        """The mean of each of `count` groups of windows; None where nothing was counted.
+
+        Args:
+            groups: (windows,) int64, the group that each window belongs to.
+            count: groups there are.
+        """
+        sums, counts = torch.zeros(2, count, dtype=torch.float64)
+        sums.index_add_(0, groups, self._sum)
+        counts.index_add_(0, groups, self._count)
+        return tuple(s / n if n else None for s, n in zip(sums.tolist(), counts.tolist(), strict=True))
+
     @property
     def standard_error(self) -> float:
         """Of the mean; 0.0 for a single value."""

@@ -47,6 +47,7 @@ def main(text: Path | None) -> dict[str, Any]:
         healing = timed("heal", pruner.heal)
         timed("evaluate the healed model", lambda: pruner.evaluate_as("healed"))
         _judge(pruner, samples, "healed", other, reference)
+        timed("time all three in turns", pruner.evaluate)
         timed("save, reload and card", lambda: pruner.save_pretrained(Path(scratch) / "out"))
         evaluation = pruner.finished().evaluation
     assert evaluation is not None

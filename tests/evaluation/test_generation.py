@@ -7,7 +7,7 @@ import transformers
 from transformers import GenerationConfig
 
 from hf_prune.errors import DataError
-from hf_prune.evaluation.generation import completions
+from hf_prune.evaluation.generation import completions, sampled_completions
 from hf_prune.records import Completion
 
 from ..tiny import tiny_model
@@ -107,3 +107,67 @@ def test_modes_are_restored_when_generation_fails():
         completions(model, byte_tokenizer(), PROMPTS, 4)
     handle.remove()
     assert model.training and model.generation_config is own
+
+
+def drawn(model, tokenizer, prompts=PROMPTS, new_tokens=7, **changes):
+    settings = {"temperature": 0.7, "top_p": 0.8, "seed": 5} | changes
+    return sampled_completions(model, tokenizer, prompts, new_tokens, **settings)
+
+
+def by_hand_drawn(model, ids, new_tokens, temperature, top_p, seed):
+    """One whole forward pass a token; the smallest set of likeliest tokens that has `top_p` is drawn from."""
+    ids = list(ids)
+    torch.manual_seed(seed)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        probabilities = (logits / temperature).softmax(-1)
+        values, order = probabilities.sort(descending=True)
+        kept = order[: int((values.cumsum(-1) < top_p).sum()) + 1]
+        left = torch.zeros_like(probabilities).index_put((kept,), probabilities[kept])
+        ids.append(int(torch.multinomial(left / left.sum(), 1)))
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("temperature, top_p", [(0.7, 0.8), (1.5, 1.0)])
+def test_draws_by_hand(kind, temperature, top_p):
+    model, tokenizer = model_of(kind), byte_tokenizer(eos=False)
+    found = drawn(model, tokenizer, temperature=temperature, top_p=top_p)
+    for number, (completion, prompt) in enumerate(zip(found, PROMPTS, strict=True)):
+        ids = tokenizer(prompt)["input_ids"]
+        expected = by_hand_drawn(model, ids, 7, temperature, top_p, 5 + number)[len(ids) :]
+        text = tokenizer.decode(expected, skip_special_tokens=True)
+        assert completion == Completion(prompt, text, tuple(expected), "sampled", 5 + number)
+
+
+def test_draws_repeat_and_leave_the_callers_generator_alone():
+    model, tokenizer = model_of(), byte_tokenizer(eos=False)
+    torch.manual_seed(77)
+    before = torch.get_rng_state()
+    first = drawn(model, tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(78)
+    assert drawn(model, tokenizer) == first
+    assert drawn(model, tokenizer, seed=6)[0].tokens == drawn(model, tokenizer, prompts=("x", PROMPTS[0]))[1].tokens
+    assert drawn(model, tokenizer, seed=6)[0].tokens != first[0].tokens
+
+
+def test_the_generator_is_restored_when_generation_fails():
+    model = model_of()
+    before = torch.get_rng_state()
+
+    def stop(*_):
+        raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        drawn(model, byte_tokenizer())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_next_to_no_temperature_is_greedy():
+    model, tokenizer = model_of(), byte_tokenizer(eos=False)
+    greedy = completions(model, tokenizer, PROMPTS, 7)
+    assert [c.tokens for c in drawn(model, tokenizer, temperature=1e-4)] == [c.tokens for c in greedy]
+    assert [c.tokens for c in drawn(model, tokenizer, top_p=1e-9)] == [c.tokens for c in greedy]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -106,6 +107,55 @@ def test_bytes_count_whole_characters_however_tokens_split_them():
     ids = torch.tensor([tokenizer.bos_token_id, *tokenizer(text)["input_ids"], tokenizer.eos_token_id])
     assert predicted_bytes(tokenizer, [ids], "t") == len(text.encode())  # special tokens have none
     assert predicted_bytes(tokenizer, [ids[1:]], "t") == len(text.encode()) - 1  # the first token is not predicted
+
+
+def test_how_many_sequences_begin_with_bos():
+    mixed = samples_of([*poem().sequences[:3], *poem(bos=False).sequences[2:]])
+    for samples, expected in ((poem(), 4), (poem(bos=False), 0), (mixed, 3)):
+        assert measured(samples).bos_sequences == expected
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    assert perplexity(model_of(), tokenizer, poem(), name="poem", window=16).bos_sequences == 0
+
+
+def test_bos_is_context_and_never_predicted():
+    with_bos, without = measured(poem()), measured(poem(bos=False))
+    assert with_bos.tokens == without.tokens + 4  # the first token of the text itself is predicted after BOS
+    assert with_bos.bytes == without.bytes + len("TCinN")
+
+
+def test_less_text_than_one_window():
+    short = samples_of([tokens(1, 5)[0]])
+    found = measured(short, window=60, stride=30)
+    assert (found.tokens, found.window, found.stride) == (4, 60, 30)
+    assert found.nll == pytest.approx(alone(model_of(), short.sequences[0]), abs=1e-6)
+
+
+def alone(model, ids):
+    """One forward pass over one sequence."""
+    with torch.no_grad():
+        log_probs = model(input_ids=ids[None]).logits[0, :-1].double().log_softmax(-1)
+    return -float(log_probs.gather(-1, ids[1:, None]).mean())
+
+
+@pytest.mark.parametrize("sequences", [[], [[5, 6]]])
+def test_empty_text_is_refused(sequences):
+    samples = dataclasses.replace(poem(), sequences=tuple(torch.tensor(ids) for ids in sequences))
+    with pytest.raises(DataError, match=f"text 'poem' has {len(sequences)} sequences with {len(sequences)} tokens"):
+        measured(samples)
+
+
+def test_a_window_beyond_the_model_is_clipped_and_told_once(caplog):
+    with caplog.at_level("WARNING", logger="hf_prune"):
+        found = measured(poem(), window=500, stride=None)
+    assert (found.window, found.stride) == (64, 32)
+    assert [r.getMessage() for r in caplog.records] == [
+        "text 'poem': the model sees 64 tokens at once, so windows have that many, not 500"
+    ]
+
+
+def measured(samples, window=16, stride=8):
+    return perplexity(model_of(), byte_tokenizer(), samples, name="poem", window=window, stride=stride)
 
 
 def test_text_of_special_tokens_only_is_refused():

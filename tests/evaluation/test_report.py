@@ -3,17 +3,20 @@ import dataclasses
 import pytest
 import torch
 
+from hf_prune.card_tables import generations
 from hf_prune.config import EvaluationConfig
 from hf_prune.environment import describe
 from hf_prune.errors import DataError
 from hf_prune.evaluation import evaluate, evaluate_original, measure_text, table
 from hf_prune.evaluation.fidelity import Reference
-from hf_prune.records import Completion, Evaluation
-from hf_prune.writing import departures, distinct
+from hf_prune.evaluation.timing import Contestant, take_turns
+from hf_prune.records import Completion, Evaluation, Rate
+from hf_prune.writing import departures, distinct, repetition
 
 from ..tiny import tiny_model
 from .text import VOCAB, byte_tokenizer, poem
 
+LABELS = {"original": 4, "pruned": 2, "healed": 2}
 CONFIG = EvaluationConfig(max_length=16, stride=8, prompts=("The sea", "in the"), new_tokens=5)
 
 
@@ -45,7 +48,10 @@ def evaluation(tmp_path_factory):
         for weight in model.model.layers.parameters():
             weight.mul_(0.9)
     healed = evaluate(model, tokenizer, texts(), CONFIG, label="healed", reference=Reference.load(path))
-    return Evaluation((original, pruned, healed), describe(model))
+    contestants = [Contestant(label, lambda depth=depth: model_of(depth=depth)) for label, depth in LABELS.items()]
+    timings = take_turns(contestants, CONFIG)
+    figures = zip(timings, (original, pruned, healed), strict=True)
+    return Evaluation(tuple(timing.added_to(model) for timing, model in figures), describe(model))
 
 
 def test_each_model_has_its_figures(evaluation):
@@ -57,9 +63,14 @@ def test_each_model_has_its_figures(evaluation):
     assert original.fidelity is None
     assert pruned.fidelity.kl > 0 and healed.fidelity.kl != pruned.fidelity.kl
     assert pruned.fidelity.tokens == original.perplexity[0].tokens  # of the first text
+    assert pruned.fidelity.top_k_tokens == pruned.fidelity.tokens and pruned.fidelity.top_k == CONFIG.top_k
+    assert len(pruned.fidelity.sequence_kl) == len(poem().sequences)
     for model in evaluation.models:
         assert [p.name for p in model.perplexity] == ["poem", "last line"]
-        assert [c.prompt for c in model.completions] == list(CONFIG.prompts)
+        assert [c.prompt for c in model.completions] == list(CONFIG.prompts) * 2
+        assert [(c.kind, c.seed) for c in model.completions] == [
+            ("greedy", None), ("greedy", None), ("sampled", 0), ("sampled", 1)
+        ]  # fmt: skip
         assert model.speed.prompt_tokens == 16 and model.speed.new_tokens == 5
         assert model.peak_memory >= model.bytes
         assert model.dtype == "float32"
@@ -105,7 +116,7 @@ def test_the_table_shows_every_figure(evaluation):
     lines = table(evaluation).splitlines()
     original, pruned, healed = evaluation.models
     assert lines[0].split() == ["original", "pruned", "healed"]
-    rows = {line.split("   ")[0]: line for line in lines[2:19]}
+    rows = {line.split("   ")[0]: line for line in lines[2 : lines.index("")]}
     assert rows["layers"].split() == ["layers", "4", "2", "(−50.0", "%)", "2", "(−50.0", "%)"]
     first = original.perplexity[0]
     change = f"{pruned.perplexity[0].bits_per_byte / first.bits_per_byte - 1:+.1%}".replace("-", "−").replace(
@@ -123,7 +134,17 @@ def test_the_table_shows_every_figure(evaluation):
     assert rows["leaves the original at token"].split("   ", 1)[1].split() == " ".join(shown).split()
     text = "\n".join(lines)
     assert f"poem: {first.tokens} predicted tokens ({first.bytes} bytes), window 16, stride 8" in text
-    assert "speed: batch 1, 16 tokens read and 5 written, median of 5 runs" in text
+    assert f"{pruned.fidelity.kl_top_k:.4f}" in rows["KL of the 64 likeliest"]
+    assert f"{repetition(pruned.completions, kind='sampled'):.1%}" in rows["repeated 4-grams, sampled"]
+    less = pruned.flops_per_token / original.flops_per_token - 1
+    assert f"({less:+.1%})".replace("-", "−").replace("%", " %") in rows["FLOPs per token"]
+    fast = pruned.speed.prefill.median / original.speed.prefill.median - 1
+    assert f"({fast:+.1%})".replace("-", "−").replace("%", " %") in rows["prefill, tokens/s"]
+    assert "on disk, bytes" not in rows and "load, s" not in rows  # models in memory
+    assert f"KL: {first.tokens} of those tokens; first choices: {first.tokens}; KL of the 64 likeliest" in text
+    assert "4 of 4 sequences begin with BOS, which is context only; ± is" in text
+    assert "speed: batch 1, 16 tokens read and 5 written, median of 10 runs" in text
+    assert "in 2 rounds, in which the models took turns" in text
     assert f"healing won back {evaluation.recovered:.1%}".replace("%", " %") in text
 
 
@@ -136,6 +157,53 @@ def test_the_table_warns_of_collapse(evaluation):
         line for line in table(dataclasses.replace(evaluation, models=tuple(wrote))).splitlines() if "WARN" in line
     ]
     assert told == ["WARNING: free generation of the pruned model has collapsed into repetition"]
+
+
+def test_sampled_text_is_labelled_and_warned_of(evaluation):
+    calm = (
+        Completion("Say:", "all sorts", tuple(range(12))),
+        Completion("Say:", "others", (1, 2, 3, 4), "sampled", 7),
+    )
+    stuck = (calm[0], Completion("Say:", "the the", (7,) * 12, "sampled", 7))
+    wrote = [
+        dataclasses.replace(m, completions=c) for m, c in zip(evaluation.models, (calm, stuck, calm), strict=True)
+    ]
+    lines = table(dataclasses.replace(evaluation, models=tuple(wrote))).splitlines()
+    assert "WARNING: sampled text of the pruned model has collapsed into repetition" in lines
+    at = lines.index("  sampled with seed 7:")
+    assert "all sorts" in lines[at - 2] and "the the" not in "".join(lines[:at])
+    assert lines[at + 2].split() == ["others", "the", "the", "others"]
+
+
+def test_the_card_labels_sampled_text(evaluation):
+    kinds = (Completion("Say:", "one"), Completion("Say:", "two", (), "sampled", 7))
+    models = tuple(dataclasses.replace(m, completions=kinds) for m in evaluation.models[:2])
+    ((prompt, answers),) = generations(dataclasses.replace(evaluation, models=models))
+    assert "Say:" in prompt
+    assert [(label, text.split()[1]) for label, text in answers] == [
+        ("original", "one"),
+        ("pruned", "one"),
+        ("original, sampled with seed 7", "two"),
+        ("pruned, sampled with seed 7", "two"),
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 1}, {"batch": 2}, {"prompt_tokens": 9}, {"runs": 5}])
+def test_no_model_is_called_faster_that_did_not_take_turns(evaluation, changes):
+    first, *others = evaluation.models
+    load = Rate(1.0, 0.5, 2.0)
+    for alone in ((first,), tuple(evaluation.models)):
+        models = [
+            dataclasses.replace(m, load=load, speed=dataclasses.replace(m.speed, **(changes if m in alone else {})))
+            for m in evaluation.models
+        ]
+        rows = [
+            line
+            for line in table(dataclasses.replace(evaluation, models=tuple(models))).splitlines()
+            if line.startswith(("prefill", "decode", "load, s"))
+        ]
+        assert len(rows) == 3
+        assert any("%)" in row for row in rows) == (len(alone) == 3 and changes != {"rounds": 1})
 
 
 def test_columns_line_up(evaluation):

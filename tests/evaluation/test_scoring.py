@@ -91,6 +91,18 @@ def test_logits_in_parts_are_the_models_own(kind, monkeypatch):
     torch.testing.assert_close(logits, torch.cat(expected), atol=2e-4, rtol=1e-3)
 
 
+def test_pieces_for_a_processor_are_the_same_rows(monkeypatch):
+    model = tiny_model("llama", 2)
+    sequences = [tokens(1, n, seed=n)[0] for n in (13, 7, 2)]
+    spans, _, _ = cut(model, sequences, 6, 4, "poem")
+    expected = collect(model, sequences, spans)
+    monkeypatch.setattr(scoring, "_PIECE_BYTES", 4 * model.config.vocab_size * 2)
+    assert all(torch.equal(a, b) for a, b in zip(collect(model, sequences, spans), expected, strict=True))
+    with torch.inference_mode():
+        sizes = [[len(r.logits) for r in score(model, sequences, spans, 9, "poem", whole=w)] for w in (False, True)]
+    assert sizes == [[2] * 9 + [1], [19]]
+
+
 def test_a_model_whose_body_is_unknown_is_scored_too():
     model = tiny_model("llama", 2)
     sequences = [tokens(1, 13)[0]]

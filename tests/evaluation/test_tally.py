@@ -47,3 +47,9 @@ def test_a_single_window_falls_back_on_its_tokens():
     assert filled([values]).standard_error == pytest.approx(statistics.stdev(values) / 2, rel=1e-12)
     assert filled([[3.0]]).standard_error == 0.0
     assert filled([[7.3, 7.3, 7.3]]).standard_error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_means_of_groups_of_windows():
+    tally = Tally(4)
+    tally.add(torch.tensor([0, 0, 1, 3]), torch.tensor([1.0, 2.0, 6.0, 5.0]))
+    assert tally.means(torch.tensor([0, 0, 1, 2]), 4) == (3.0, None, 5.0, None)
