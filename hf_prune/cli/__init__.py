@@ -7,7 +7,7 @@ from hf_prune.cli.app import app
 from hf_prune.errors import PruneError
 
 _INTERRUPTED = 130
-_RESUMABLE = ("run", "demo", "measure", "plan", "heal")
+_RESUMABLE = ("run", "demo", "measure", "plan", "heal", "sweep")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from hf_prune.cli import inspecting, publishing, running, staging
+from hf_prune.cli import evaluating, inspecting, publishing, running, staging, sweeping, verifying
 
 app = typer.Typer(
     name="hf-prune",
@@ -53,11 +53,40 @@ app.command(
 )(staging.heal_command)
 app.command(
     "evaluate",
-    epilog=_examples("hf-prune evaluate pruned", "hf-prune evaluate pruned --original ./model --dataset text.jsonl"),
-)(staging.evaluate_command)
-app.command("card", epilog=_examples("hf-prune card pruned", "hf-prune card pruned --repo-id me/model-pruned"))(
-    publishing.card_command
-)
+    epilog=_examples(
+        "hf-prune evaluate pruned",
+        "hf-prune evaluate pruned --original ./model --dataset text.jsonl",
+        "hf-prune evaluate org/model --tasks boolq,piqa --output model.json",
+    ),
+)(evaluating.evaluate_command)
+app.command(
+    "compare",
+    epilog=_examples(
+        "hf-prune compare org/model me/model-pruned", "hf-prune compare org/model org/other --dataset text.jsonl"
+    ),
+)(evaluating.compare_command)
+app.command(
+    "verify",
+    epilog=_examples(
+        "hf-prune verify me/model-pruned",
+        "hf-prune verify pruned --original ./model --replan",
+        "hf-prune verify me/model-pruned --no-evaluate --json",
+    ),
+)(verifying.verify_command)
+app.command(
+    "sweep",
+    epilog=_examples(
+        "hf-prune sweep org/model --max-drop 16 --methods uidl,simple --output sweep",
+        "hf-prune sweep org/model --heal --dataset text.jsonl --target-ppl-ratio 1.1",
+        "hf-prune sweep org/model --target-size 4GB --dry-run",
+    ),
+)(sweeping.sweep_command)
+app.command(
+    "card",
+    epilog=_examples(
+        "hf-prune card pruned", "hf-prune card pruned --repo-id me/model-pruned", "hf-prune card pruned --check"
+    ),
+)(publishing.card_command)
 app.command(
     "push", epilog=_examples("hf-prune push pruned me/model-pruned", "hf-prune push pruned me/model-pruned --dry-run")
 )(publishing.push_command)

@@ -1,0 +1,1 @@
+"""Sweeps: quality against what is removed, for several methods and amounts of one model."""
