@@ -138,9 +138,18 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
     trust_remote_code: bool = False,
+    prunable: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Load the model of a source, in the checkpoint's dtype by default, and insist that every weight was there.
+
+    Args:
+        source: where it is.
+        dtype: of the weights.
+        device_map: as in transformers.
+        trust_remote_code: whether code from the repo may run.
+        prunable: whether it has to be a decoder that this package can walk through; to be measured it need not.
+        kwargs: as in transformers.
 
     Raises:
         CheckpointError: weights are missing or of another shape.
@@ -166,7 +175,8 @@ def load_model(
             f"the weights of '{source.ref.id}' do not fit its config: {listed}. transformers would make them up; "
             "repair the checkpoint"
         )
-    decoder_of(model, source.ref.id)
+    if prunable:
+        decoder_of(model, source.ref.id)
     keep_quantized_bits(model)
     return model.eval()
 

@@ -103,7 +103,7 @@ def check_reload(
     level = level or reload_level(model)
     shipped = is_sliced(model.config.model_type)
     if level == "streamed":
-        _check_config(model, _load_meta(folder, trust_remote_code or shipped), folder)
+        _check_config(model, load_meta(folder, trust_remote_code or shipped), folder)
         _check_bytes(model, folder, source, keep)
         return level
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,8 +165,16 @@ def _compare(folder: str, wanted_path: str, settings: dict[str, Any]) -> list[st
     return problems
 
 
-def _load_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
-    """The stock model without its weights, into which all weights of the folder fit."""
+def load_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+    """The stock model without its weights, into which all weights of the folder fit.
+
+    Args:
+        folder: of the checkpoint.
+        trust_remote_code: whether code in the folder may run.
+
+    Raises:
+        ReloadError: transformers refuses it, or weights are missing, unexpected or of another shape.
+    """
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -214,7 +222,7 @@ def _check_bytes(model: PreTrainedModel, folder: Path, source: Path | None, keep
                         f"'{folder}': tensor '{name}' is {_plain(tensor.dtype)}, expected {_plain(dtype)}"
                     )
                 if source is not None:
-                    original = _home(_original_name(name, leaf, keep), homes, model.base_model_prefix)
+                    original = home(original_name(name, leaf, keep), homes, model.base_model_prefix)
                     if original is None:
                         raise ReloadError(f"'{folder}': tensor '{name}' has no counterpart in '{source}'")
                     with safe_open(homes[original], "pt") as base:
@@ -238,7 +246,7 @@ def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _home(name: str, homes: dict[str, Path], prefix: str) -> str | None:
+def home(name: str, homes: dict[str, Path], prefix: str) -> str | None:
     """The name that the base gives a tensor: some were saved without the prefix of their base model, or with it."""
     names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
     return next((candidate for candidate in names if candidate in homes), None)
@@ -249,7 +257,14 @@ def _names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def _original_name(name: str, leaf: str, keep: Sequence[int]) -> str:
+def original_name(name: str, leaf: str, keep: Sequence[int]) -> str:
+    """The name that a tensor of a cut model had before: blocks get their old number.
+
+    Args:
+        name: in the cut model.
+        leaf: last part of the path of the blocks, such as "layers".
+        keep: base indices of the kept blocks.
+    """
     parts = name.split(".")
     if leaf in parts:
         at = parts.index(leaf) + 1

@@ -159,7 +159,7 @@ def check_decoder(config: PretrainedConfig, name: str) -> None:
     Raises:
         ArchitectureError: names the config key, its value and the reason.
     """
-    _check_causal(config, name)
+    check_causal(config, name)
     model_type = config.model_type
     if model_type in _REFUSED:
         key, why = _REFUSED[model_type]
@@ -189,7 +189,16 @@ def check_decoder(config: PretrainedConfig, name: str) -> None:
     layer_count(config)
 
 
-def _check_causal(config: PretrainedConfig, name: str) -> None:
+def check_causal(config: PretrainedConfig, name: str) -> None:
+    """Refuse what is no decoder-only causal language model; whether it could lose blocks is another matter.
+
+    Args:
+        config: the model's config as loaded.
+        name: what the model is called in errors.
+
+    Raises:
+        ArchitectureError: names the config key, its value and the reason.
+    """
     architectures = getattr(config, "architectures", None) or []
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "encoder_layers", None):
         raise ArchitectureError(

@@ -16,14 +16,37 @@ def card_command(
     folder: Folder,
     *,
     repo_id: Annotated[str | None, typer.Option(help="Repo that the card will stand in.", metavar="REPO")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check the card that is there; write nothing.")] = False,
     talk: ConsoleOptions,
 ) -> None:
-    """Write the model card of a finished folder anew, from its records."""
+    """Write the model card of a finished folder anew, from its records; or check it.
+
+    The check takes any folder with a README.md, and ends with exit code 1 where it finds errors.
+    """
+    console = Console(talk.quiet, talk.json)
+    if check:
+        _check(console, folder)
+        return
     from hf_prune.output import Finished, write_card
 
-    console = Console(talk.quiet, talk.json)
     path = write_card(folder, Finished.load(folder), repo_id)
     console.done("Card written", {"card": str(path)})
+
+
+def _check(console: Console, folder: Path) -> None:
+    from hf_prune.card_check import check_card
+
+    found = check_card(folder)
+    errors = sum(finding.level == "error" for finding in found)
+    for finding in found:
+        console.show(f"{finding.level}: {finding.text}")
+    facts = {"errors": errors, "warnings": len(found) - errors}
+    if errors and not console.as_json:
+        console.say(f"The card of {folder} has {errors} {'error' if errors == 1 else 'errors'}.")
+    else:
+        console.done(f"Card of {folder} checked", facts | ({"findings": found} if console.as_json else {}))
+    if errors:
+        raise typer.Exit(1)
 
 
 @grouped

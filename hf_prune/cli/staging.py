@@ -1,4 +1,4 @@
-"""`measure`, `plan`, `prune`, `heal`, `evaluate`: each stage alone."""
+"""`measure`, `plan`, `prune`, `heal`: each stage alone."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,6 @@ from hf_prune.cli.console import Console, rows
 from hf_prune.cli.options import (
     CalibrationOptions,
     ConsoleOptions,
-    EvaluationOptions,
     HealOptions,
     LoadOptions,
     ModelOptions,
@@ -223,27 +222,3 @@ def heal_command(
             "warnings": list(record.warnings) or None,
         },
     )
-
-
-@grouped
-def evaluate_command(
-    folder: Folder,
-    *,
-    original: Annotated[str | None, typer.Option(help="The model that was pruned; default: from the records.")] = None,
-    data: EvaluationOptions,
-    loading: LoadOptions,
-    talk: ConsoleOptions,
-) -> None:
-    """Measure a finished folder against its original, and write record and card anew."""
-    from hf_prune.evaluation import table
-    from hf_prune.output import update_evaluation
-    from hf_prune.pruner import Pruner
-
-    console = Console(talk.quiet, talk.json)
-    config = continued(folder, "evaluation", data)
-    pruner = Pruner.from_pruned(folder, config, original=original, progress=console.progress, **loading.load_kwargs())
-    evaluation = update_evaluation(
-        folder, pruner.config, pruner.evaluate(), tokens=tuple(pruner.texts.sampled_files())
-    )
-    console.show(table(evaluation))
-    console.done(f"Evaluated {folder}", {"record": str(folder / "pruning" / "evaluation.json")})

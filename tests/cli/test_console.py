@@ -167,7 +167,7 @@ def test_ctrl_c(words: tuple[str, str], hint: bool, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_prune.cli.running.make_config", interrupt)
-    monkeypatch.setattr("hf_prune.cli.staging.continued", interrupt)
+    monkeypatch.setattr("hf_prune.cli.evaluating.evaluation_config", interrupt)
     called = call(*words)
     assert called.code == 130 and called.out == ""
     go_on = " Finished stages are kept; run the same command again to go on."
