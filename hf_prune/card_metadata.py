@@ -14,7 +14,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from hf_prune.markdown import one_line
-from hf_prune.records import Healing, ModelEvaluation, Plan, Scores, TextUse
+from hf_prune.records import Healing, Plan, Scores, TextUse
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def metadata(
     name: str,
     scores: Scores | None,
     healing: Healing | None,
-    shipped: ModelEvaluation | None,
+    results: list[EvalResult],
     base_files: tuple[str, ...],
     output: str,
 ) -> ModelCardData:
@@ -177,13 +177,12 @@ def metadata(
         name: of the pruned model, for the model index.
         scores: where the calibration dataset is named.
         healing: where the healing dataset is named.
-        shipped: figures of the weights that the card accompanies.
+        results: figures of the weights that the card accompanies, see `hf_prune.eval_results`.
         base_files: licence files that lie beside the card.
         output: "merged" or "adapter".
     """
     used = [record.data for record in (healing, scores) if record is not None]
     datasets = list(dict.fromkeys(str(d.dataset) for d in used if is_hub_id(d.dataset, d.revision)))
-    results = eval_results(shipped) if shipped is not None else []
     inherited = dict(inherited)
     link = inherited.get("license_link")
     if link and "://" not in link and link not in base_files:
@@ -218,40 +217,11 @@ def _commit(revision: str | None) -> str | None:
     return revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else None
 
 
-def eval_results(model: ModelEvaluation) -> list[EvalResult]:
-    """Perplexity and bits per byte of one model, for the `model-index`.
-
-    A text that is no Hub dataset has type "unknown", and the hash of its token ids as revision, so that two of them
-    stay apart.
-    """
-    results = []
-    for text in model.perplexity:
-        data = text.data
-        on_hub = is_hub_id(data.dataset, data.revision)
-        for kind, title, value in (
-            ("perplexity", "Perplexity", text.perplexity),
-            ("bits_per_byte", "Bits per byte", text.bits_per_byte),
-        ):
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=str(data.dataset) if on_hub else "unknown",
-                    dataset_name=_plain(text.name) or dataset_name(data),
-                    dataset_config=_plain(data.config),
-                    dataset_split=_plain(data.split),
-                    dataset_revision=_plain(data.revision) if on_hub else _plain(data.sha256[:16]),
-                    metric_type=kind,
-                    metric_name=f"{title} (window {text.window}, stride {text.stride})",
-                    metric_value=float(f"{value:.6g}"),
-                )
-            )
-    return results
-
-
 def dataset_name(data: TextUse) -> str:
     """A text's dataset in plain words, on one line; never a path of this machine."""
     return SELF_GENERATED if data.dataset is None else one_line(bare_name(data.dataset), 200) or "unnamed"
 
 
-def _plain(text: str | None) -> str | None:
+def plain(text: str | None) -> str | None:
+    """A name on one line; None where there is none."""
     return one_line(text or "", 100) or None

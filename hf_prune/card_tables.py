@@ -1,14 +1,13 @@
 """Records as the tables, sentences and drawings of a model card; every number is formatted here."""
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, table
-from hf_prune.records import Environment, Evaluation, Healing, ModelEvaluation, Perplexity, Plan, Rate, TextUse
+from hf_prune.records import Environment, Evaluation, ModelEvaluation, Perplexity, Plan, Rate, TextUse
 from hf_prune.writing import REPEATED, repetition
 
 NOT_MEASURED = "not measured"
@@ -100,15 +99,19 @@ def results_table(evaluation: Evaluation) -> Markdown:
         rows.append([f"Repeated {REPEATED}-grams in completions ↓", *[_cell(r, percent) for r in repeated]])
     rows += [
         ["KL to the original (nats per token) ↓", *[_fidelity(m, "kl") for m in models]],
+        *_top_k(models),
         ["Same most likely token as the original ↑", *[_fidelity(m, "top1") for m in models]],
         ["Five most likely tokens shared with the original ↑", *[_fidelity(m, "top5") for m in models]],
         ["Decoder layers", *[str(m.layers) for m in models]],
         ["Parameters", *[f"{m.parameters:,}" for m in models]],
         ["Weights", *[f"{size(m.bytes)} ({m.dtype})" for m in models]],
+        *_optional("Weight files on disk", [m.disk_bytes for m in models], size),
+        *_optional("Arithmetic (FLOPs per prompt token) ↓", [m.flops_per_token for m in models], _flops),
         [
             "Peak memory of the process" if on_cpu else "Peak memory above the weights",
             *[size(m.peak_memory) for m in models],
         ],
+        *_optional("Time to load (seconds) ↓", [m.load for m in models], _seconds),
         ["Prefill (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.prefill)) for m in models]],
         ["Decode (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.decode)) for m in models]],
     ]
@@ -132,7 +135,17 @@ def results_notes(evaluation: Evaluation) -> Markdown:
     fidelity = next((m.fidelity for m in evaluation.models if m.fidelity), None)
     if fidelity:
         notes.append(
-            Markdown(f"KL and agreement compare the next-token predictions at {fidelity.tokens:,} positions.")
+            Markdown(
+                f"KL compares the next-token predictions at {fidelity.tokens:,} positions, agreement at "
+                f"{fidelity.agreement_tokens:,}."
+            )
+        )
+    if fidelity and fidelity.kl_top_k is not None:
+        notes.append(
+            Markdown(
+                f"KL over the {fidelity.top_k} likeliest tokens (all others counted as one) at "
+                f"{fidelity.top_k_tokens:,} positions; it is never above the full KL at the same positions."
+            )
         )
     if any(repetition(m.completions) is not None for m in evaluation.models):
         notes.append(
@@ -146,47 +159,29 @@ def results_notes(evaluation: Evaluation) -> Markdown:
         notes.append(
             Markdown(
                 f"Speed: median of {speed.runs} runs (slowest to fastest in brackets), batch {speed.batch}, prompts "
-                f"of {speed.prompt_tokens} tokens, {speed.new_tokens} new tokens."
+                f"of {speed.prompt_tokens} tokens, {speed.new_tokens} new tokens"
+                + (f"; the models took turns {speed.rounds} times." if speed.rounds > 1 else ".")
             )
         )
     return bullets(notes)
 
 
 def generations(evaluation: Evaluation) -> list[tuple[Markdown, list[tuple[str, Markdown]]]]:
-    """For each prompt: the fenced prompt, and (label, fenced completion) of each model that completed it."""
+    """For each prompt: the fenced prompt, and (label, fenced completion) of each model; first greedy, then sampled."""
     prompts = dict.fromkeys(c.prompt for m in evaluation.models for c in m.completions)
     return [
         (
             fence(prompt),
-            [(m.label, fence(c.text)) for m in evaluation.models for c in m.completions if c.prompt == prompt],
+            [
+                (m.label if kind == "greedy" else f"{m.label}, sampled with seed {c.seed}", fence(c.text))
+                for kind in ("greedy", "sampled")
+                for m in evaluation.models
+                for c in m.completions
+                if c.prompt == prompt and c.kind == kind
+            ],
         )
         for prompt in prompts
     ]
-
-
-def held_out_table(healing: Healing) -> Markdown:
-    """The held-out loss at each station of healing that was measured."""
-    loss = healing.held_out
-    stations = (
-        ("original", loss.original),
-        ("pruned", loss.pruned),
-        ("pruned, quantized", loss.quantized),
-        ("healed: adapter on quantized weights", loss.adapter_quantized),
-        ("healed: adapter on unquantized weights", loss.adapter),
-        ("healed: adapter merged", loss.merged),
-    )
-    return table(["station", "nats per token"], [[name, number(v)] for name, v in stations if v is not None])
-
-
-def settings_table(healing: Healing) -> Markdown:
-    """The settings that healing used; the data is named elsewhere."""
-    elsewhere = ("dataset", "dataset_config", "split", "text_column")
-    rows = [
-        [code(key), _setting(f"healing setting '{key}'", value)]
-        for key, value in healing.settings.items()
-        if key not in elsewhere and value is not None
-    ]
-    return table(["setting", "value"], rows)
 
 
 def environments(named: dict[str, Environment]) -> Markdown:
@@ -266,22 +261,40 @@ def _fidelity(model: ModelEvaluation, figure: str) -> str:
         return "–" if model.label == "original" else NOT_MEASURED
     if figure == "kl":
         return number(model.fidelity.kl, model.fidelity.kl_standard_error)
+    if figure == "kl_top_k":
+        return _cell(model.fidelity.kl_top_k, number)
     if figure == "top5":
         return _cell(model.fidelity.top5_agreement, percent)
     return percent(model.fidelity.top1_agreement)
+
+
+def _optional(name: str, values: list[Any], show: Callable[[Any], str]) -> list[list[str]]:
+    """A row for figures that not every evaluation holds: none where no model has it."""
+    return [[name, *[_cell(value, show) for value in values]]] if any(v is not None for v in values) else []
+
+
+def _top_k(models: Sequence[ModelEvaluation]) -> list[list[str]]:
+    """The row of the divergence over the original's likeliest tokens, which covers the whole text."""
+    known = [m.fidelity for m in models if m.fidelity is not None and m.fidelity.kl_top_k is not None]
+    if not known:
+        return []
+    cells = [_fidelity(m, "kl_top_k") for m in models]
+    return [[f"KL over the original's {known[0].top_k} likeliest tokens ↓", *cells]]
+
+
+def _flops(count: float) -> str:
+    for power, unit in ((4, "T"), (3, "G"), (2, "M"), (1, "k")):
+        if finite(count) >= 1000**power:
+            return f"{count / 1000**power:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def _seconds(rate: Rate) -> str:
+    low, middle, high = (f"{finite(r):.3g}" for r in (rate.minimum, rate.median, rate.maximum))
+    return f"{middle} ({low}–{high})"
 
 
 def _rate(rate: Rate) -> str:
     decimals = 0 if rate.median >= 100 else 1
     low, middle, high = (f"{finite(r):,.{decimals}f}" for r in (rate.minimum, rate.median, rate.maximum))
     return f"{middle} ({low}–{high})"
-
-
-def _setting(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{finite(value, name):g}"
-    if isinstance(value, str | int):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

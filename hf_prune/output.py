@@ -11,13 +11,17 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import serial
-from hf_prune.cards import generate
+from hf_prune.card_metadata import read_base_card
+from hf_prune.card_tasks import asked_alike, key
+from hf_prune.cards import generate, shipped_model
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError, HubError
+from hf_prune.eval_results import EVAL_RESULTS_FILE, benchmark_entries, benchmark_yaml
 from hf_prune.healing.adapter import set_adapter_base
 from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
-from hf_prune.plots import PLOT_FILE, WIDTHS_FILE, plot_distances, plot_widths
-from hf_prune.records import Evaluation, Healing, ModelRef, Plan, Record, Scores
+from hf_prune.licences import flags
+from hf_prune.pictures import pictures
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Record, Scores
 from hf_prune.reload import Level, check_reload
 from hf_prune.saving import RECORDS, licence_files, save_model, staged
 
@@ -91,15 +95,8 @@ class Finished:
         )
 
 
-def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> Path:
-    """Write README.md and beside it the heat map of the distances and the widths of a sliced model."""
-    plot = widths_plot = None
-    if finished.plan.slicing is not None:
-        (folder / WIDTHS_FILE).write_bytes(plot_widths(finished.plan.slicing))
-        widths_plot = WIDTHS_FILE
-    if finished.scores is not None and finished.scores.distances:
-        (folder / PLOT_FILE).write_bytes(plot_distances(finished.scores, finished.plan))
-        plot = PLOT_FILE
+def card_text(folder: Path, finished: Finished, repo_id: str | None = None) -> str:
+    """README.md as the records make it, with the pictures that they make beside it."""
     card = generate(
         finished.config,
         finished.plan,
@@ -111,11 +108,31 @@ def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> 
         base_files=finished.base_files,
         output="adapter" if (folder / ADAPTER).is_dir() else "merged",
         reload_level=finished.reload_level,
-        plot=plot,
-        widths_plot=widths_plot,
+        pictures=True,
     )
-    serial.write_text(folder / "README.md", str(card))
+    return str(card)
+
+
+def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> Path:
+    """Write README.md, its pictures beside it, and results for the Hub's benchmarks where there are some."""
+    text = card_text(folder, finished, repo_id)
+    records = (finished.plan, finished.scores, finished.healing, finished.evaluation)
+    for picture in pictures(*records).values():
+        (folder / picture.file).write_bytes(picture.draw())
+    _write_benchmarks(folder, finished)
+    serial.write_text(folder / "README.md", text)
     return folder / "README.md"
+
+
+def _write_benchmarks(folder: Path, finished: Finished) -> None:
+    shipped = shipped_model(finished.healing, finished.evaluation)
+    template = finished.config.evaluation.chat_template
+    entries = benchmark_entries(shipped, finished.plan, finished.healing, template) if shipped is not None else []
+    path = folder / EVAL_RESULTS_FILE
+    if entries:
+        serial.write_text(path, benchmark_yaml(entries))
+    else:  # an older evaluation's would speak of figures that the records don't hold
+        path.unlink(missing_ok=True)
 
 
 def write_output(
@@ -183,7 +200,7 @@ def update_evaluation(
     """Put a new evaluation in a finished folder and write its card anew.
 
     The pruned model's figures, which cannot be measured again once healing has been merged, are kept where they were
-    measured on the same text.
+    measured on the same text and the same questions.
 
     Args:
         folder: what `write_output` wrote.
@@ -201,7 +218,7 @@ def update_evaluation(
     for model in old:
         same_text = model.label == "pruned" and model.perplexity[0].data.sha256 == text
         if same_text and [m.label for m in models] == ["original", "healed"]:
-            models.insert(1, model)
+            models.insert(1, _comparable(model, models[0]))
     evaluation = Evaluation(tuple(models), evaluation.environment)
     recipe = dataclasses.replace(finished.config, evaluation=config.without_paths().evaluation)
     finished = dataclasses.replace(finished, config=recipe, evaluation=evaluation)
@@ -210,6 +227,13 @@ def update_evaluation(
         shutil.copyfile(path, folder / RECORDS / path.name)
     write_card(folder, finished)
     return evaluation
+
+
+def _comparable(kept: ModelEvaluation, original: ModelEvaluation) -> ModelEvaluation:
+    """Figures of an earlier evaluation without the tasks that the new one did not ask, or asked differently."""
+    asked = {key(result): asked_alike(result) for result in original.tasks}
+    tasks = tuple(result for result in kept.tasks if asked.get(key(result)) == asked_alike(result))
+    return dataclasses.replace(kept, tasks=tasks)
 
 
 def default_private(base: ModelRef, token: str | bool | None = None) -> bool | None:
@@ -244,6 +268,8 @@ def push_output(
 ) -> PushResult:
     """Push a finished folder; its card is written anew with the repo's name first.
 
+    What the base's licence forbids or asks for is logged as warnings before anything else, in a dry run too.
+
     Args:
         folder: what `write_output` wrote.
         repo_id: repo to push to.
@@ -257,6 +283,8 @@ def push_output(
         HubError: the Hub refused.
     """
     finished = Finished.load(folder)
+    for flag in flags(read_base_card(finished.base_card)[0], repo_id):
+        logger.warning("%s", flag)
     if private is None:
         private = default_private(finished.plan.model, token)
     if not dry_run:

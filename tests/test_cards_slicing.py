@@ -122,7 +122,7 @@ def full(cut=None, **changes):
         "base_card": "---\nlicense: apache-2.0\n---\n",
         "base_files": ("LICENSE",),
         "reload_level": "full",
-        "widths_plot": "widths.png",
+        "pictures": True,
     } | changes
     return generate(given.pop("config", config()), given.pop("plan", plan(cut)), **given)
 
@@ -268,7 +268,7 @@ def test_no_number_of_the_section_comes_from_elsewhere():
     cut = slicing()
     text = section(full(cut), "What was narrowed")
     records = json.dumps([dataclasses.asdict(cut), dataclasses.asdict(layer_scores())], default=str)
-    derived = "12 144 75.0 90.0 6.7 25.3 5.0 0.000 1.000 2 0–1 12.5 4.217 0.031 4.103 0.029 " + " ".join(
+    derived = "12 144 75.0 90.0 6.7 25.3 5.0 0.000 1.000 2 0–1 12.5 4.217 0.031 4.103 0.029 0.5000 " + " ".join(
         [*map(str, range(12)), *(f"{r:.2f}" for r in REDUNDANCY)]
     )
     text = re.sub(r"\]\(https://[^)]*\)|`[0-9a-f]{16}…`|sha256", "", text)
@@ -315,8 +315,13 @@ def test_width_list():
 
 
 def test_pictures_are_embedded():
-    assert "![Width of the residual stream in each layer](./widths.png)" in body(full())
-    assert "scores.png" not in body(full()) and "widths.png" not in body(full(widths_plot=None))
+    text = body(full())
+    assert (
+        "![Width of the residual stream in each of 12 layers: 168, 160, 152, 144, 144, 144, 136, 136, 128, 128, 136, "
+        "152, of 192 before slicing.](./widths.png)"
+    ) in text
+    assert re.findall(r"\(\./(.*)\)", text) == ["widths.png", "importance.png", "comparison.png"]
+    assert ".png" not in body(full(pictures=False))
 
 
 def test_method_and_measure_are_named():
@@ -440,8 +445,6 @@ def test_records_that_do_not_belong_together_are_refused():
         other = Evaluation((model(label, layers=12, parameters=1234),), ENVIRONMENT)
         with pytest.raises(ConfigError, match=f"{label} model has 1,234 parameters; the plan says {expected:,}"):
             full(evaluation=other)
-    with pytest.raises(ConfigError, match="plain name of a .png file"):
-        full(widths_plot="../widths.png")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -472,11 +475,11 @@ def test_hostile_text_stays_text(text):
         healing=healing(warnings=(text,)),
         evaluation=evaluation(cut),
         base_files=(text,),
-        widths_plot="widths.png",
+        pictures=True,
     )
     check_card(card)
     headings = re.findall(r"^#+ (.*)$", without_fences(body(card)), re.MULTILINE)
-    assert headings[1:3] == ["Quick start", "What was narrowed"] and len(headings) == 12
+    assert headings[1:3] == ["Quick start", "What was narrowed"] and len(headings) == 13
     fences = [t for t in tokens(body(card)) if t.type == "fence"]
     assert [t.info for t in fences] == ["python", "python", "text", *["text"] * 4, "bash", "bibtex"]
     assert shlex.split(fences[-2].content)[:2] == ["hf-prune", "run"]
@@ -501,12 +504,12 @@ def finished(made, measured):
 @pytest.mark.parametrize(
     "made, measured, pictures",
     [
-        (plan(), layer_scores(), ["widths.png"]),
+        (plan(), layer_scores(), ["importance.png", "widths.png"]),
         (plan(constant()), None, ["widths.png"]),
-        (plan(), scores(), ["scores.png", "widths.png"]),
-        (drop_plan(), scores(), ["scores.png"]),
-        (drop_plan(), layer_scores(), []),
-        (drop_plan(), None, []),
+        (plan(), scores(), ["importance.png", "scores.png", "widths.png"]),
+        (drop_plan(), scores(), ["importance.png", "layers.png", "scores.png"]),
+        (drop_plan(), layer_scores(), ["importance.png", "layers.png"]),
+        (drop_plan(), None, ["layers.png"]),
     ],
 )
 def test_pictures_beside_the_card(tmp_path, made, measured, pictures):

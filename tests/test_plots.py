@@ -7,8 +7,18 @@ import pytest
 from matplotlib.image import imread
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.plots import plot_distances, plot_widths, windows_matrix
-from hf_prune.records import Environment, ModelRef, Operation, Plan, Scores, Slicing, TextUse
+from hf_prune.pictures import pictures
+from hf_prune.plots import (
+    plot_comparison,
+    plot_distances,
+    plot_importance,
+    plot_layer_map,
+    plot_widths,
+    windows_matrix,
+)
+from hf_prune.plotting.figures import Bar, importance, ratios
+from hf_prune.records import Environment, ModelRef, Operation, Plan, Scores, Slicing, TaskResult, TextUse
+from tests import test_cards as cards
 
 
 def scores(layers=6, **changes):
@@ -99,7 +109,7 @@ def coloured(png, red, green, blue):
     return np.argwhere(np.abs(pixels(png)[..., :3] * 255 - (red, green, blue)).max(-1) < 3)
 
 
-BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
+BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
 
 
 def test_widths_are_a_png_that_depends_on_the_figures_alone():
@@ -143,3 +153,183 @@ def test_bad_redundancy_is_refused():
         plot_widths(slicing(redundancy=(0.0, 1.0)))
     with pytest.raises(MeasureError, match="redundancy of the layers"):
         plot_widths(slicing(redundancy=(0.0, 0.2, math.nan, 0.6, 0.8, 1.0)))
+
+
+# --- importance of each layer
+
+VERMILION, GREEN, GREY = (213, 94, 0), (0, 158, 115), (153, 153, 153)
+
+
+def exact(**changes):
+    """Distances without standard errors worth drawing: across one layer 0.1, 0.2, 0.05, 0.02, 0.33 and 0.3."""
+    made = scores(**changes)
+    return dataclasses.replace(made, standard_errors=((0.0,) * 7,) * 7)
+
+
+def heights(png, *colour, below=0):
+    """Height of each run of columns that hold a colour, from left to right, in pixels; of rows from `below`."""
+    found = [place for place in coloured(png, *colour) if place[0] >= below]
+    spans = {}
+    for row, column in found:
+        low, high = spans.get(column, (row, row))
+        spans[column] = (min(low, row), max(high, row))
+    runs, last = [], None
+    for column in sorted(spans):
+        if last is None or column > last + 3:
+            runs.append([])
+        runs[-1].append(spans[column][1] - spans[column][0])
+        last = column
+    return [max(run) for run in runs if len(run) > 4]
+
+
+def test_importance_has_one_bar_a_layer_as_high_as_its_distance():
+    png = plot_importance(exact(), plan(2, 3))
+    bars = heights(png, *BLUE, below=40)  # without the legend
+    assert [bar / max(bars) * 0.33 for bar in bars] == pytest.approx([0.1, 0.2, 0.33, 0.3], abs=0.01)
+    assert len(coloured(png, *VERMILION)) > 200
+
+
+def test_importance_without_removed_layers_has_one_colour():
+    assert len(coloured(plot_importance(exact(), plan()), *VERMILION)) == 0
+
+
+def test_standard_errors_are_drawn():
+    spread = tuple(tuple(0.05 for _ in row) for row in exact().distances)
+    with_bars = plot_importance(dataclasses.replace(exact(), standard_errors=spread), plan(2))
+    # The tallest bar is lower in the picture, as its error bar needs room above it.
+    plain = plot_importance(exact(), plan(2))
+    assert max(heights(with_bars, *BLUE, below=40)) < max(heights(plain, *BLUE, below=40)) - 10
+
+
+def layer_scores(values=(0.1, 0.9, 0.5, 0.5, 0.2, 0.3), errors=(0.01,) * 6):
+    empty = {"distances": (), "standard_errors": ()}
+    return dataclasses.replace(scores(), measure="redundancy", layers=values, layer_standard_errors=errors, **empty)
+
+
+def test_layer_scores_are_drawn_as_they_are():
+    bars = heights(plot_importance(layer_scores(errors=()), plan()), *BLUE)
+    assert [bar / max(bars) * 0.9 for bar in bars] == pytest.approx([0.1, 0.9, 0.5, 0.5, 0.2, 0.3], abs=0.01)
+    assert importance(layer_scores()) == ((0.1, 0.9, 0.5, 0.5, 0.2, 0.3), (0.01,) * 6, "redundancy of the layer")
+
+
+def test_bad_importance_is_refused():
+    with pytest.raises(ConfigError, match="hold 2 layers and 6 standard errors; the model has 6"):
+        plot_importance(layer_scores((0.1, 0.2)), plan())
+    with pytest.raises(MeasureError, match="expected finite numbers"):
+        plot_importance(layer_scores((0.1, math.inf, 0.5, 0.5, 0.2, 0.3)), plan())
+    with pytest.raises(ConfigError, match="6 layers, the plan of one with 8"):
+        plot_importance(layer_scores(), plan(layers=8))
+
+
+# --- layer map
+
+
+def cells(png, *colour):
+    """Cells of a colour in the first row of the map, counted just below their upper edge."""
+    found = coloured(png, *colour)
+    columns = sorted(column for row, column in found if row == found[:, 0].min() + 3)
+    return sum(b > a + 8 for a, b in zip(columns, columns[1:], strict=False)) + bool(columns)
+
+
+def test_layer_map_shows_what_stayed():
+    assert cells(plot_layer_map(plan(2, 3), False), *BLUE) == 4
+    assert cells(plot_layer_map(plan(0, 1, 2, 3, 4), False), *BLUE) == 1
+    assert cells(plot_layer_map(plan(20, layers=40), False), *BLUE) == 16
+
+
+def test_healed_layers_have_their_own_look():
+    healed, pruned = plot_layer_map(plan(2), True), plot_layer_map(plan(2), False)
+    assert len(coloured(healed, *BLUE)) == len(coloured(pruned, *GREEN)) == 0
+    assert cells(healed, *GREEN) >= 5
+
+
+# --- side by side
+
+
+def top(png, colour):
+    """Height of a colour's bar in the left panel, in pixels."""
+    found = coloured(png, *colour)
+    inside = found[(found[:, 1] < 300) & (found[:, 0] < 380)]  # without the legend
+    rows, counts = np.unique(inside[:, 0], return_counts=True)
+    broad = rows[counts > 20]  # letters have grey edges too
+    return broad.max() - broad.min()
+
+
+def models(*nlls, **changes):
+    labels = ("original", "pruned", "healed")
+    return cards.evaluation(*(cards.model(label, nll, **changes) for label, nll in zip(labels, nlls, strict=False)))
+
+
+def test_bars_are_as_high_as_the_perplexities():
+    png = plot_comparison(models(3.0, 3.5, 3.25))
+    grey = top(png, GREY)
+    assert top(png, ORANGE) / grey == pytest.approx(math.exp(0.5), rel=0.03)
+    assert top(png, GREEN) / grey == pytest.approx(math.exp(0.25), rel=0.03)
+    assert len(coloured(plot_comparison(models(3.0, 3.5)), *GREEN)) == 0
+
+
+def test_far_perplexities_have_a_logarithmic_axis():
+    png = plot_comparison(models(3.0, 9.0))
+    assert top(png, ORANGE) / top(png, GREY) < 20
+
+
+def test_benchmarks_have_a_row_of_their_own():
+    results = [TaskResult("boolq", "acc", "none", v, 0.01, True, True, 0, 9, None, "1") for v in (0.8, 0.4)]
+    made = models(3.0, 3.5)
+    made = cards.evaluation(*(dataclasses.replace(m, tasks=(r,)) for m, r in zip(made.models, results, strict=True)))
+    with_tasks = plot_comparison(made, [("boolq", "acc", "none")])
+    assert len(pixels(with_tasks)) > len(pixels(plot_comparison(made))) + 300
+    lower = [p for p in coloured(with_tasks, *GREY) if 400 < p[0] < 730]
+    assert len(lower) > 500
+
+
+def test_hostile_text_names_are_plain_text():
+    text = dataclasses.replace(cards.perplexity(), name="$\\frac{$ <b>")
+    made = cards.evaluation(*(cards.model(label, perplexity=(text,)) for label in ("original", "pruned")))
+    assert plot_comparison(made).startswith(b"\x89PNG")
+
+
+def test_figures_are_relative_to_the_original():
+    found = dict(ratios(models(3.0, 3.5)))
+    assert [(bar.label, bar.value) for bar in found["weights"]] == [("original", 1.0), ("pruned", 8.4e6 / 11_010_048)]
+    assert found["prefill"][1] == Bar("pruned", 1.0, 0.1, 0.1)  # 1000, of 900 to 1100, against a median of 1000
+    assert list(dict(ratios(models(3.0, 3.5, speed=None)))) == ["weights"]
+    assert ratios(cards.evaluation(cards.model("pruned"))) == []
+
+
+# --- all of a card's
+
+
+def texts(*records):
+    return {name: picture.alt for name, picture in pictures(*records).items()}
+
+
+def test_alternative_texts_tell_the_figures():
+    assert texts(plan(2, 3), exact(), None, None) == {
+        "layers.png": "Map of the base model's 6 layers, counted from 0: kept 0–1, 4–5; removed 2–3.",
+        "scores.png": "Heat map: angular distance between the input and the output of every run of layers, by first "
+        "layer and by number of layers. Removed: layers 2–3.",
+        "importance.png": "Bars, one a layer with its standard error: angular distance across the layer, from "
+        "0.02000 ± 0.00000 (layer 3) to 0.3300 ± 0.0000 (layer 4). Marked as removed: 2–3.",
+    }
+    assert texts(plan(2), None, cards.healing(), models(3.0, 3.5)) == {
+        "layers.png": "Map of the base model's 6 layers, counted from 0: kept and healed 0–1, 3–5; removed 2.",
+        "comparison.png": "Bars with error bars. Perplexity: The Time Machine: original 20.09, pruned 33.12. Size and "
+        "speed, original = 1: weights: original 1.000, pruned 0.7629; prefill: original 1.000, pruned 1.000; decode: "
+        "original 1.000, pruned 1.000.",
+    }
+    sliced = dataclasses.replace(plan(), slicing=slicing(), operations=())
+    assert texts(sliced, layer_scores(errors=()), None, cards.evaluation(cards.model("pruned"))) == {
+        "widths.png": "Width of the residual stream in each of 6 layers: 96, 64, 48, 48, 32, 80, of 96 before "
+        "slicing.",
+        "importance.png": "Bars, one a layer: redundancy of the layer, from 0.1000 (layer 0) to 0.9000 (layer 1).",
+    }
+
+
+def test_every_picture_draws_itself_and_is_as_wide_as_a_card():
+    found = pictures(plan(2, 3), exact(), cards.healing(), models(3.0, 3.5, 3.2))
+    assert list(found) == ["layers.png", "scores.png", "importance.png", "comparison.png"]
+    for picture in found.values():
+        png = picture.draw()
+        assert pixels(png).shape[1] == 840 and len(png) < 150_000
+        assert png == picture.draw()

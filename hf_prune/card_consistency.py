@@ -1,0 +1,80 @@
+"""Whether the records of a card belong together."""
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_prune import card_slicing
+from hf_prune import card_tables as tables
+from hf_prune.card_tasks import check_same_questions
+from hf_prune.errors import ConfigError
+from hf_prune.markdown import one_line
+from hf_prune.records import Evaluation, Healing, Plan, Scores, ranges
+
+RELOAD_LEVELS = ("full", "streamed", "none")
+
+
+def check(
+    plan: Plan,
+    repo_id: str | None,
+    scores: Scores | None,
+    healing: Healing | None,
+    evaluation: Evaluation | None,
+    output: str,
+    reload_level: str,
+) -> None:
+    """Refuse records that do not belong together, before anything is written.
+
+    Args:
+        plan: what was cut.
+        repo_id: where the model goes.
+        scores: what was measured.
+        healing: how it was healed.
+        evaluation: original, pruned and healed.
+        output: "merged" or "adapter".
+        reload_level: "full", "streamed" or "none".
+
+    Raises:
+        ConfigError: names what contradicts what.
+    """
+    if repo_id is not None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ConfigError(f"repo_id={one_line(repo_id)!r} is no Hub id; expected owner/name") from error
+    if output not in ("merged", "adapter"):
+        raise ConfigError(f"output={output!r}; expected 'merged' or 'adapter'")
+    if reload_level not in RELOAD_LEVELS:
+        raise ConfigError(f"reload_level={reload_level!r}; expected one of: {', '.join(RELOAD_LEVELS)}")
+    if plan.slicing is not None:
+        card_slicing.check(plan, plan.slicing)
+    elif not plan.dropped:
+        raise ConfigError(
+            f"the plan of method '{plan.method}' removes no layer and slices none; there is nothing to write a card "
+            "about"
+        )
+    elif plan.dropped[-1] >= plan.model.num_layers or plan.dropped[0] < 0:
+        raise ConfigError(f"the plan drops layers {ranges(plan.dropped)}; the model has {plan.model.num_layers}")
+    if (output == "adapter") != (healing is not None and healing.output == "adapter"):
+        raise ConfigError(
+            f"output={output!r}, but the healing record says {healing.output if healing else 'nothing was healed'!r}"
+        )
+    if scores is not None and scores.model.num_layers != plan.model.num_layers:
+        raise ConfigError(
+            f"the scores are of a model with {scores.model.num_layers} layers, the plan of one with "
+            f"{plan.model.num_layers}; expected records of one model"
+        )
+    for model in evaluation.models if evaluation else ():
+        if model.label not in ("original", "pruned", "healed"):
+            raise ConfigError(
+                f"the evaluation has a model {one_line(model.label)!r}; expected original, pruned or healed"
+            )
+        expected = plan.model.num_layers if model.label == "original" else len(plan.kept)
+        if model.layers != expected:
+            raise ConfigError(
+                f"the evaluation's {model.label} model has {model.layers} layers; the plan says {expected}"
+            )
+        if plan.slicing is not None and model.label != "healed":  # an adapter beside the weights would count as well
+            card_slicing.check_parameters(plan.slicing, model)
+    if evaluation is not None:
+        tables.check_same_texts(evaluation)
+        check_same_questions(evaluation)

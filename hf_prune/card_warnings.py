@@ -1,0 +1,77 @@
+"""The warnings at the top of a card."""
+
+from hf_prune import card_slicing
+from hf_prune import card_tables as tables
+from hf_prune.card_metadata import Base
+from hf_prune.markdown import one_line
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
+from hf_prune.writing import REPEATED, collapse
+
+MANY = 0.3
+"""Share of removed layers above which a card warns."""
+
+FEW_SAMPLES = 100
+"""Calibration samples below which a card warns."""
+
+FEW_TOKENS = 20_000
+"""Predicted tokens of an evaluation below which a card warns."""
+
+
+def warnings(
+    plan: Plan,
+    base: Base,
+    scores: Scores | None,
+    healing: Healing | None,
+    evaluation: Evaluation | None,
+    shipped: ModelEvaluation | None,
+) -> list[str]:
+    """What a reader should know before anything else.
+
+    Args:
+        plan: what was cut.
+        base: the model that was pruned.
+        scores: what was measured.
+        healing: how it was healed.
+        evaluation: original, pruned and healed.
+        shipped: figures of the weights that the card accompanies.
+    """
+    found = list(healing.warnings) if healing else []
+    share = len(plan.dropped) / plan.model.num_layers
+    if plan.slicing is not None:
+        found += card_slicing.warnings(plan.slicing, MANY)
+    elif share > MANY:
+        found.append(
+            f"{len(plan.dropped)} of {plan.model.num_layers} layers ({share:.0%}) are gone. Free generation and "
+            "reasoning in several steps suffer first and most, before perplexity shows it."
+        )
+    if not healing:
+        found.append("The model was not trained after the cut.")
+    if shipped is None:
+        found.append("The weights in this repository were not evaluated.")
+    if not base.on_hub:
+        found.append(f"The base was a local model named {one_line(base.name)}, so no base model is linked.")
+    if plan.gap is not None and plan.gap_standard_error is not None and plan.gap < 2 * plan.gap_standard_error:
+        found.append("The runner-up lies within two standard errors: other layers could have been chosen as well.")
+    if scores is not None and scores.data.samples < FEW_SAMPLES:
+        decided = "which layers go" if plan.slicing is None else "how wide each layer is"
+        found.append(f"Only {scores.data.samples} samples decided {decided}.")
+    for text in shipped.perplexity if shipped else ():
+        if text.tokens < FEW_TOKENS:
+            found.append(f"The figures on {one_line(text.name)} rest on {text.tokens:,} tokens only.")
+        if text.data.dataset is None:
+            found.append(
+                f"{one_line(text.name)} is text that the original model wrote itself: a low perplexity there means "
+                "closeness to the original, not quality."
+            )
+    original = next((m for m in evaluation.models if m.label == "original"), None) if evaluation else None
+    if original is not None and shipped is not None and (fall := collapse(original, shipped)) is not None:
+        before, after = map(tables.percent, fall)
+        found.append(
+            f"Free generation has collapsed: {after} of the {REPEATED}-grams in the completions below are repeats, "
+            f"{before} in the original's."
+        )
+    if shipped is not None and any(task.limit is not None for task in shipped.tasks):
+        found.append("The benchmarks were run on a part of their questions only.")
+    if evaluation is not None and (evaluation.recovered or 0) < 0:
+        found.append("Healing made the loss worse on the evaluation text.")
+    return found

@@ -1,0 +1,163 @@
+"""Which pictures a card holds, what each shows in words, and how it is drawn; all from records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hf_prune.card_tables import number
+from hf_prune.card_tasks import quoted
+from hf_prune.markdown import one_line
+from hf_prune.plotting.figures import MOST_TASKS, benchmarks, importance, perplexities, ratios
+from hf_prune.records import Evaluation, Healing, Plan, Scores, Slicing, ranges
+
+PLOT_FILE = "scores.png"
+"""Name of the heat map in a run folder and beside a card."""
+
+IMPORTANCE_FILE = "importance.png"
+"""Name of the drawing of each layer's importance beside a card."""
+
+LAYERS_FILE = "layers.png"
+"""Name of the layer map beside a card."""
+
+WIDTHS_FILE = "widths.png"
+"""Name of the drawing of a sliced model's widths beside a card."""
+
+COMPARISON_FILE = "comparison.png"
+"""Name of the drawing of original, pruned and healed side by side beside a card."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture beside a card.
+
+    Attributes:
+        file: its name.
+        alt: what it shows, for those who can't see it; plain text.
+        draw: makes the PNG; what draws is imported only then.
+    """
+
+    file: str
+    alt: str
+    draw: Callable[[], bytes]
+
+
+def pictures(
+    plan: Plan, scores: Scores | None, healing: Healing | None, evaluation: Evaluation | None
+) -> dict[str, Picture]:
+    """The pictures that these records make, by file name.
+
+    Args:
+        plan: what was cut.
+        scores: what was measured.
+        healing: how it was healed; None when it was not.
+        evaluation: original, pruned and healed.
+
+    Raises:
+        ConfigError: scores that are not whole.
+        MeasureError: a figure that is not finite.
+    """
+    found = []
+    if plan.slicing is not None:
+        found.append(_widths(plan.slicing))
+    else:
+        found.append(_layer_map(plan, healing is not None))
+    if scores is not None and scores.distances:
+        found.append(_distances(scores, plan))
+    if scores is not None and (scores.distances or scores.layers):
+        found.append(_importance(scores, plan))
+    if evaluation is not None and _can_compare(evaluation):
+        found.append(_comparison(evaluation))
+    return {picture.file: picture for picture in found}
+
+
+def _widths(slicing: Slicing) -> Picture:
+    def draw() -> bytes:
+        from hf_prune.plotting.layers import plot_widths
+
+        return plot_widths(slicing)
+
+    alt = (
+        f"Width of the residual stream in each of {len(slicing.widths)} layers: {_list(slicing.widths)}, of "
+        f"{slicing.hidden_size} before slicing."
+    )
+    return Picture(WIDTHS_FILE, alt, draw)
+
+
+def _layer_map(plan: Plan, healed: bool) -> Picture:
+    def draw() -> bytes:
+        from hf_prune.plotting.layers import plot_layer_map
+
+        return plot_layer_map(plan, healed)
+
+    stays = "kept and healed" if healed else "kept"
+    alt = (
+        f"Map of the base model's {plan.model.num_layers} layers, counted from 0: {stays} {ranges(plan.kept)}; "
+        f"removed {ranges(plan.dropped)}."
+    )
+    return Picture(LAYERS_FILE, alt, draw)
+
+
+def _distances(scores: Scores, plan: Plan) -> Picture:
+    def draw() -> bytes:
+        from hf_prune.plotting.distances import plot_distances
+
+        return plot_distances(scores, plan)
+
+    alt = (
+        f"Heat map: {one_line(scores.measure, 60)} distance between the input and the output of every run of layers, "
+        "by first layer and by number of layers."
+    )
+    if plan.dropped:
+        chosen = f"layers {ranges(plan.dropped)}"
+        alt += f" Removed: {chosen}"
+        alt += f", at distance {number(plan.distance)}." if plan.distance is not None else "."
+    return Picture(PLOT_FILE, alt, draw)
+
+
+def _importance(scores: Scores, plan: Plan) -> Picture:
+    def draw() -> bytes:
+        from hf_prune.plotting.distances import plot_importance
+
+        return plot_importance(scores, plan)
+
+    values, errors, name = importance(scores)
+    low, high = (values.index(end) for end in (min(values), max(values)))
+    ends = [f"{number(values[i], errors[i] if errors else None)} (layer {i})" for i in (low, high)]
+    spread = " with its standard error" if errors else ""
+    alt = f"Bars, one a layer{spread}: {one_line(name, 100)}, from {ends[0]} to {ends[1]}."
+    if plan.dropped:
+        alt += f" Marked as removed: {ranges(plan.dropped)}."
+    return Picture(IMPORTANCE_FILE, alt, draw)
+
+
+def _comparison(evaluation: Evaluation) -> Picture:
+    tasks = quoted(evaluation)[0]
+
+    def draw() -> bytes:
+        from hf_prune.plotting.comparison import plot_comparison
+
+        return plot_comparison(evaluation, tasks)
+
+    parts = []
+    for kind, groups in (
+        ("Perplexity", perplexities(evaluation)),
+        ("Size and speed, original = 1", ratios(evaluation)),
+        ("Benchmarks", benchmarks(evaluation, tasks)),
+    ):
+        shown = [
+            f"{one_line(name, 60)}: {', '.join(f'{bar.label} {number(bar.value)}' for bar in bars)}"
+            for name, bars in groups
+        ]
+        if shown:
+            parts.append(f"{kind}: {'; '.join(shown)}.")
+    if len(tasks) > MOST_TASKS:
+        parts.append(f"The other {len(tasks) - MOST_TASKS} benchmarks are in the table.")
+    return Picture(COMPARISON_FILE, f"Bars with error bars. {' '.join(parts)}", draw)
+
+
+def _can_compare(evaluation: Evaluation) -> bool:
+    labels = [m.label for m in evaluation.models]
+    return "original" in labels and len(labels) > 1
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
