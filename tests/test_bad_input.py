@@ -333,7 +333,7 @@ def test_full_disk_under_the_working_state(made: Path, command: str) -> None:
 
 
 def test_folders_that_hf_prune_did_not_write(hub, hub_token, made: Path) -> None:
-    for words in (("heal", made, "--output", "out"), ("evaluate", made), ("card", made), ("push", made, "name")):
+    for words in (("heal", made, "--output", "out"), ("card", made), ("push", made, "name")):
         assert "is no folder that hf-prune has finished (it has no pruning/output.json)" in call(*words).failed()
         gone = call(words[0], "nowhere", *words[2:]).failed()
         assert gone.startswith("'nowhere' is no folder that hf-prune has finished (it is not there)")

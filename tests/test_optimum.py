@@ -1,5 +1,6 @@
 """`optimum-cli prune`: the job of `hf-prune run` under another name."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 
 from tests.making import base_folder
 
-pytest.importorskip("optimum.commands", reason="needs the extra `optimum`")
+# `optimum.commands` alone is there wherever this package is installed: its own file lies in it.
+pytest.importorskip("optimum.commands.optimum_cli", reason="needs the extra `optimum`")
 
 REGISTER = Path(__file__).parent.parent / "hf_prune" / "optimum_cli" / "register_hf_prune.py"
 MAIN = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] = 'optimum-cli'; main()"
@@ -18,8 +20,13 @@ MAIN = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] =
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the file where the wheel puts it; `optimum` has no `__init__.py`, so that it is one place more."""
+    """A folder with the file where the wheel puts it, or an empty one where the installed package has put it already.
+
+    `optimum` has no `__init__.py`, so that the folder is one place more.
+    """
     folder = tmp_path_factory.mktemp("site")
+    if importlib.util.find_spec("optimum.commands.register.register_hf_prune") is not None:
+        return folder
     home = folder / "optimum" / "commands" / "register"
     home.mkdir(parents=True)
     shutil.copyfile(REGISTER, home / REGISTER.name)
