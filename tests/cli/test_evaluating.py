@@ -83,5 +83,7 @@ def test_tasks(base: Path, tmp_path: Path) -> None:
     alone = done("evaluate", base, *WORDS, *words, "--json").json
     assert alone["evaluation"]["models"][0]["tasks"][0]["samples"] == 4
     pair = done("compare", base, base, *WORDS, *words, "--json").json["evaluation"]["models"]
-    assert pair[0]["tasks"] == pair[1]["tasks"] == alone["evaluation"]["models"][0]["tasks"]
+    assert pair[0]["tasks"] == alone["evaluation"]["models"][0]["tasks"]
+    assert pair[0]["tasks"][0]["stability"] is None  # it is that of b to a
+    assert pair[1]["tasks"] == [{**pair[0]["tasks"][0], "stability": 1.0}]
     assert "no_such_task" in call("compare", base, base, "--tasks", "no_such_task").failed()
