@@ -133,7 +133,7 @@ def _datasets(model: ModelEvaluation, result: TaskResult) -> set[str | None]:
     """Datasets behind a task; of a group those of its parts."""
     if not result.group:
         return {result.dataset}
-    return {r.dataset for r in model.tasks if not r.group and r.task.startswith(f"{result.task}_")}
+    return {r.dataset for r in model.tasks if r.parent == result.task}
 
 
 def _made(plan: Plan, healing: Healing | None) -> str:

@@ -285,7 +285,7 @@ def test_other_questions_have_no_entry(changes):
 
 def test_a_group_counts_by_the_datasets_of_its_parts():
     group = task("mmlu_pro", 0.3, group=True, dataset=None)
-    parts = [task("mmlu_pro_law", dataset="TIGER-Lab/MMLU-Pro"), task("mmlu_pro_math", dataset="TIGER-Lab/MMLU-Pro")]
+    parts = [task(f"mmlu_pro_{name}", dataset="TIGER-Lab/MMLU-Pro", parent="mmlu_pro") for name in ("law", "math")]
     found = benchmark_entries(model("pruned", tasks=(group, *parts)), plan(), None)
     assert [(e.dataset_id, e.task_id, e.value) for e in found] == [("TIGER-Lab/MMLU-Pro", "mmlu_pro", 30.0)]
     assert found[0].notes.startswith("layer-pruned 3/12, lm-evaluation-harness mmlu_pro")
