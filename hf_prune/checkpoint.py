@@ -14,6 +14,7 @@ from hf_prune.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+_ADAPTER = "adapter_config.json"
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -29,10 +30,13 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted({str(v) for v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from error
         if not names:
             raise CheckpointError(f"{index} is not an index of shards (it names none); download it again")
+        outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+        if outside:
+            raise CheckpointError(f"{index.name} names shards outside of the folder: {', '.join(outside[:3])}")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{index.name} names {len(names)} shards; missing in {folder}: {', '.join(missing)}")
@@ -63,7 +67,7 @@ def read_header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} has no safetensors header ({error!r}); download it again") from error
     if end != size:
         state = "truncated" if size < end else "too long"
@@ -82,6 +86,11 @@ def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
     Raises:
         CheckpointError: names the file or the key.
     """
+    if (folder / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"'{name}' has an adapter beside its weights ({_ADAPTER}), which transformers would load with them; merge "
+            "it into the weights, or move it to another folder"
+        )
     names = [tensor for path in weight_files(folder) for tensor in read_header(path)]
     numbers = {int(found[1]) for tensor in names if (found := _BLOCK.search(tensor))}
     depth = layer_count(config)

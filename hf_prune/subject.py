@@ -1,6 +1,7 @@
 """Any causal language model, pruned or not: found, pinned and loaded, to be measured as it is."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,14 @@ from hf_prune.config import SAME, EvaluationConfig, PrunerConfig
 from hf_prune.evaluation import evaluate
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.evaluation.timing import Contestant, free, take_turns
+from hf_prune.healing.adapter import CONFIG
 from hf_prune.models import load_kwargs
+from hf_prune.output import ADAPTER
 from hf_prune.record_base import Record
 from hf_prune.records import Evaluation, ModelEvaluation, ModelRef
 from hf_prune.samples import Samples
+
+logger = logging.getLogger(__name__)
 
 _LOADED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -103,6 +108,8 @@ def find(
 ) -> Subject:
     """Pin a model of the Hub or a folder, download it, and refuse what is no causal language model.
 
+    An adapter that hf-prune has put beside the weights is not loaded, and a warning says so.
+
     Args:
         model_id: Hub id or folder.
         revision: branch, tag or commit, on the Hub.
@@ -128,7 +135,15 @@ def find(
     check_causal(config, name)
     text = config.get_text_config(decoder=True)
     if resolved.commit is not None:
-        folder = hub_pull.pull(resolved.id, resolved.commit, token, allow_patterns=code)
+        folder = hub_pull.pull(resolved.id, resolved.commit, token, allow_patterns=(*code, f"{ADAPTER}/{CONFIG}"))
+    if (folder / ADAPTER / CONFIG).is_file():
+        logger.warning(
+            "the weights of '%s' are measured without the adapter that heals them ('%s'); for its figures: "
+            "hf-prune verify %s",
+            name,
+            ADAPTER,
+            model_id,
+        )
     check_checkpoint(folder, text, name)
     digest = resolved.commit or folder_digest(folder)
     ref = ModelRef(name, resolved.commit, text.model_type, layer_count(text), digest)

@@ -47,6 +47,15 @@ def write_safetensors(path: Path, header: bytes, body: bytes = b"", length: int 
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + body)
 
 
+def test_adapter_that_transformers_would_load_with_the_weights_is_refused(base: Path) -> None:
+    (base / "adapter").mkdir()
+    (base / "adapter" / "adapter_config.json").write_text("{}")
+    check(base)  # it is not looked for there
+    (base / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="'org/model' has an adapter beside its weights .adapter_config.json."):
+        check(base)
+
+
 def test_whole_checkpoints_pass(base: Path, sharded: Path) -> None:
     check(base)
     assert weight_files(base) == [base / SINGLE]

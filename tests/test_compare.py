@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,23 @@ def test_a_whole_dataset_belongs_to_a_model_without_a_recipe(a: Path, tmp_path: 
     found = measure_alone(find(a), settings(dataset=str(path), samples=50))
     figures = found.evaluation.models[0].perplexity[0]
     assert figures.data.tokens == len(byte_tokenizer()(path.read_text())["input_ids"])
+
+
+def test_adapter_beside_the_weights_is_not_passed_over_in_silence(
+    hub, hub_token, new_repo_id, a: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    find(a)
+    assert not caplog.records
+    shutil.copytree(a, tmp_path / "healed")
+    (tmp_path / "healed" / "adapter").mkdir()
+    (tmp_path / "healed" / "adapter" / "adapter_config.json").write_text("{}")
+    repo = new_repo_id()
+    hub.add_repo(repo, tmp_path / "healed")
+    for model in (tmp_path / "healed", repo):
+        caplog.clear()
+        find(model)
+        [told] = [record.getMessage() for record in caplog.records]
+        assert "are measured without the adapter" in told and f"hf-prune verify {model}" in told
 
 
 def test_longer_than_the_model(a: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import io
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +18,18 @@ from matplotlib.image import imread
 from hf_prune import extras
 from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.config import PrunerConfig
-from hf_prune.errors import ArchitectureError, ConfigError, DataError, MeasureError, OutputError
+from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError, DataError, MeasureError, OutputError
 from hf_prune.records import Healing, Plan
 from hf_prune.run_folder import RunFolder
 from hf_prune.sweeping import point as module
+from hf_prune.sweeping.preview import preview
 from hf_prune.sweeping.record import Sweep, accuracy
 from hf_prune.sweeping.shared import _has_room
 from hf_prune.sweeping.sweep import sweep
 from hf_prune.sweeping.target import Target
 from tests.cli.support import fast, planted, recipe, tree
 from tests.evaluation.questions import write_task
-from tests.making import base_folder
+from tests.making import base_folder, edit_json
 from tests.tiny import tiny_model
 
 USELESS = (3, 4, 5)
@@ -215,6 +217,21 @@ def test_without_room_the_original_is_loaded_for_each_point(
     assert calls["load"] >= 3 and timeless(loaded) == timeless(kept)
 
 
+def test_without_room_points_are_made_beside_no_original(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, held = module._work, []
+
+    def look(branch: Any, *rest: Any) -> Any:
+        held.append(branch._trunk.models._current)
+        return work(branch, *rest)
+
+    monkeypatch.setattr("hf_prune.sweeping.shared._has_room", lambda model: False)
+    monkeypatch.setattr(module, "_work", look)
+    swept(base, tmp_path / "out")
+    assert held == [None, None]
+
+
 def test_a_point_that_fails_is_told_and_the_sweep_goes_on(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Counter[str]
 ) -> None:
@@ -234,6 +251,19 @@ def test_a_point_that_fails_is_told_and_the_sweep_goes_on(
     assert next(k for k in found.knees if k.method == "uidl").point is None
     again = swept(base, tmp_path / "out", methods=["uidl", "simple"])
     assert again.failed == 0 and calls["evaluate"] == 4
+
+
+def test_messages_in_the_record_hold_no_path_of_the_machine(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(branch: Any, *rest: Any) -> Any:
+        raise MeasureError(f"{branch.run.path / 'pruned'} is not {base / 'model.safetensors'}")
+
+    monkeypatch.setattr(module, "_work", fail)
+    monkeypatch.chdir(tmp_path)
+    told = "out/points/uidl-1/pruned is not tiny-base/model.safetensors"
+    for folder in (tmp_path / "out", Path("out")):
+        assert swept(base, folder, max_drop=1).points[0].message == told
 
 
 def test_unreachable_shares_are_skipped_with_their_reason(base: Path, tmp_path: Path) -> None:
@@ -317,6 +347,28 @@ def test_tasks_are_asked_of_each_point(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("broken", ["draw", "as_csv", "Plan.save"])
+def test_record_never_lies_beside_files_of_another_call(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    out = tmp_path / "out"
+    swept(base, out, target=Target("ppl-ratio", 1.0))
+    before = tree(out)
+
+    def killed(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"hf_prune.sweeping.sweep.{broken}", killed)
+        swept(base, out, max_drop=1, target=Target("ppl-ratio", 2.0))
+    after = tree(out)
+    written = ("sweep.json", "sweep.csv", "plan.json", "quality.png", "fidelity.png")
+    if "sweep.json" in after:
+        assert {name: after[name] for name in written} == {name: before[name] for name in written}
+    else:
+        assert "sweep.csv" not in after  # nothing passes for the result of a call that was killed
+
+
 def test_csv_says_what_the_record_says(base: Path, tmp_path: Path) -> None:
     found = swept(base, tmp_path / "out", methods=["uidl", "slicegpt"])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "sweep.csv").read_text())))
@@ -393,6 +445,22 @@ def test_refused_before_any_work(
 ) -> None:
     with pytest.raises(error, match=message):
         swept(base, tmp_path / "out", **given)
+    assert not calls and not (tmp_path / "out").exists()
+
+
+def test_quantized_weights_are_not_healed_and_the_preview_says_so(
+    base: Path, tmp_path: Path, calls: Counter[str]
+) -> None:
+    shutil.copytree(base, tmp_path / "tiny-8bit")
+    edit_json(
+        tmp_path / "tiny-8bit" / "config.json",
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+    )
+    given: dict[str, Any] = {"methods": ["uidl"], "min_drop": None, "max_drop": 1, "step": 1, "target": None}
+    for talk in (sweep, preview):
+        with pytest.raises(CheckpointError, match="'tiny-8bit' holds quantized weights, into which no healing can be"):
+            talk(str(tmp_path / "tiny-8bit"), recipe(), tmp_path / "out", heal=True, **given)
+    assert len(preview(str(tmp_path / "tiny-8bit"), recipe(), tmp_path / "out", heal=False, **given)[1]) == 1
     assert not calls and not (tmp_path / "out").exists()
 
 

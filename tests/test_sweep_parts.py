@@ -148,14 +148,20 @@ def test_most_removed_within_the_accuracy() -> None:
     assert choose(points, original, Target("accuracy-drop", 0.0151), "pruned").point == "a-2"
     found = choose(points, original, Target("accuracy-drop", 0.005), "pruned")
     assert found.closest == "a-1" and "an accuracy drop of 0.0100" in found.reason
+    # The bound itself is within, though 0.75 - 0.73 is 0.020000000000000018.
+    before, after = (figures(2.0, tasks=(task("boolq", value),)) for value in (0.75, 0.73))
+    exact = [point("a", 1, 2.1, 0.1, pruned=after)]
+    assert choose(exact, before, Target("accuracy-drop", 0.02), "pruned").point == "a-1"
 
 
 def test_mean_accuracy_counts_a_group_once() -> None:
-    mmlu = [task("mmlu", 0.5, 0.03, group=True), task("mmlu_law", 0.1), task("mmlu_art", 0.2)]
+    mmlu = [task("mmlu", 0.5, 0.03, group=True), *(task(n, 0.1, parent="mmlu") for n in ("mmlu_law", "art"))]
     rest = [task("boolq", 0.7, 0.04), task("boolq", 0.9, metric="acc_norm", main=False)]
     rest.append(task("wikitext", 40.0, metric="word_perplexity", higher_is_better=False))
     assert accuracy(figures(2.0, tasks=(*mmlu, *rest))) == (pytest.approx(0.6), pytest.approx(0.025))
     assert accuracy(figures(2.0, tasks=(task("a", 0.5, None), task("b", 0.7)))) == (pytest.approx(0.6), None)
+    # Asked for beside a group whose name it begins with.
+    assert accuracy(figures(2.0, tasks=(mmlu[0], task("mmlu_pro", 0.1, 0.04)))) == (pytest.approx(0.3), 0.025)
     assert accuracy(figures(2.0)) is None and accuracy(figures(2.0, tasks=tuple(rest[2:]))) is None
 
 

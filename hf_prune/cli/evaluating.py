@@ -1,5 +1,6 @@
 """`evaluate` and `compare`: figures of one model, and of any two."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ def evaluate_command(
     from hf_prune.saving import RECORDS
 
     console = Console(talk.quiet, talk.json)
+    _check(output)
     if (Path(model) / RECORDS / OUTPUT_FILE).is_file():
         if revision is not None:
             raise ConfigError(
@@ -118,6 +120,7 @@ def compare_command(
     from hf_prune.compare import compare
 
     console = Console(talk.quiet, talk.json)
+    _check(output)
     found = compare(
         a,
         b,
@@ -131,6 +134,18 @@ def compare_command(
     facts = {"record": None if output is None else str(output)}
     one, other = found.models
     console.done(f"Compared {one.id} with {other.id}", found.to_dict() if console.as_json else facts)
+
+
+def _check(output: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work."""
+    from hf_prune.errors import OutputError
+
+    if output is None:
+        return
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    reason = "is a file" if not parent.is_dir() else None if os.access(parent, os.W_OK) else "is not writable"
+    if reason is not None:
+        raise OutputError(f"the record '{output}' cannot be written: '{parent}' {reason}. Name another (--output)")
 
 
 def _write(output: Path | None, record: Any) -> None:

@@ -89,7 +89,14 @@ class Branch(Stages):
 
     def measure(self) -> Scores:
         """The scores of the method, measured once for all amounts."""
-        return super().measure() if self._trunk is None else self._trunk.measure()
+        if self._trunk is not None:
+            return self._trunk.measure()
+        if self._scores is not None:
+            return self._scores
+        try:
+            return super().measure()
+        finally:
+            self.models.release()  # where there is little room, no point has any beside a second original
 
     def _read(self) -> None:
         source, limit, progress = self.source.ref, self._limit, self._progress

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hf_prune import serial
@@ -62,7 +63,8 @@ def make_point(
             done = _work(branch, empty, original, heal)
     except PruneError as error:
         logger.warning("%s failed: %s", wanted.name, error)
-        return dataclasses.replace(empty, status="failed", message=str(error))
+        folders = (shared.folder, branch.source.folder)
+        return dataclasses.replace(empty, status="failed", message=_without_paths(str(error), folders))
     finally:
         models.release()
     done = dataclasses.replace(done, seconds=time.perf_counter() - started)
@@ -70,6 +72,15 @@ def make_point(
     run.finish("point", inputs)
     _tidy(run)
     return done
+
+
+def _without_paths(message: str, folders: Sequence[Path | None]) -> str:
+    """Records travel, and the places of folders on this machine are nobody's business."""
+    for folder in folders:
+        if folder is not None:
+            for place in (folder.absolute(), folder.resolve()):
+                message = message.replace(str(place), place.name)
+    return message
 
 
 def _tidy(run: RunFolder) -> None:

@@ -11,7 +11,7 @@ from hf_prune.loading import locate
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.records import ModelRef
 from hf_prune.sweeping.amounts import Wanted, wanted_points
-from hf_prune.sweeping.sweep import check_folder
+from hf_prune.sweeping.sweep import check_folder, check_unquantized
 from hf_prune.sweeping.target import Target, check_target
 
 
@@ -53,6 +53,8 @@ def preview(
         base_model=name_given(config, model_id),
         weights=False,
     )
+    if heal:
+        check_unquantized(source.ref, model_config)
     text_config = model_config.get_text_config(decoder=True)
     wanted = wanted_points(
         config,

@@ -170,12 +170,7 @@ def perplexity_ratio(found: ModelEvaluation, original: ModelEvaluation) -> float
 
 def counted(found: ModelEvaluation) -> list[TaskResult]:
     """The results that `accuracy` is the mean of: a group counts once, its parts do not."""
-    groups = {r.task for r in found.tasks if r.group}
-    return [
-        r
-        for r in found.tasks
-        if r.main and r.higher_is_better and not any(r.task.startswith(f"{group}_") for group in groups)
-    ]
+    return [r for r in found.tasks if r.main and r.higher_is_better and r.parent is None]
 
 
 def accuracy(found: ModelEvaluation) -> tuple[float, float | None] | None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from hf_prune import healing, loading, serial
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import CheckpointError, OutputError
@@ -91,11 +93,8 @@ def sweep(
         trust_remote_code=trust_remote_code,
         base_model=name_given(config, model_id),
     )
-    if heal and getattr(model_config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"'{source.ref.id}' holds quantized weights, into which no healing can be merged; sweep the unquantized "
-            "model it was made from, or do not heal"
-        )
+    if heal:
+        check_unquantized(source.ref, model_config)
     text_config = model_config.get_text_config(decoder=True)
     wanted = wanted_points(
         config,
@@ -134,6 +133,19 @@ def sweep(
             environment=where,
         )
         return _write(folder, found, target)
+
+
+def check_unquantized(ref: ModelRef, model_config: PretrainedConfig) -> None:
+    """Refuse to heal a model of quantized weights.
+
+    Raises:
+        CheckpointError: the weights are quantized.
+    """
+    if getattr(model_config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"'{ref.id}' holds quantized weights, into which no healing can be merged; sweep the unquantized "
+            "model it was made from, or do not heal"
+        )
 
 
 def check_folder(folder: Path, ref: ModelRef) -> RunFolder:
@@ -187,22 +199,28 @@ def _knees(points: Sequence[SweepPoint], methods: Sequence[str], original: Model
 
 
 def _write(folder: Path, found: Sweep, target: Target | None) -> Sweep:
-    """Record, table, drawings and the chosen plan; those of an earlier call go."""
+    """Record, table, drawings and the chosen plan; those of an earlier call go.
+
+    The record goes first and comes last: what lies beside a record is of the same call.
+    """
     stage: Stage = found.last_stage
     choice: Choice | None = None
-    (folder / Plan.FILE).unlink(missing_ok=True)
+    plan: Plan | None = None
     if target is not None:
         choice = choose(found.points, found.original, target, stage)
         if choice.point is not None:
-            Plan.load(folder / "points" / choice.point).save(folder)
+            plan = Plan.load(folder / "points" / choice.point)
             choice = dataclasses.replace(choice, plan=Plan.FILE)
     found = dataclasses.replace(found, choice=choice)
-    for name in PICTURES:
-        (folder / name).unlink(missing_ok=True)
     drawn = draw(found)
+    found = dataclasses.replace(found, pictures=tuple(picture for picture, _ in drawn))
+    rows = as_csv(found)
+    for name in (Sweep.FILE, CSV_FILE, Plan.FILE, *PICTURES):
+        (folder / name).unlink(missing_ok=True)
+    if plan is not None:
+        plan.save(folder)
     for picture, content in drawn:
         (folder / picture.file).write_bytes(content)
-    found = dataclasses.replace(found, pictures=tuple(picture for picture, _ in drawn))
-    serial.write_text(folder / CSV_FILE, as_csv(found))
+    serial.write_text(folder / CSV_FILE, rows)
     found.save(folder)
     return found

@@ -11,6 +11,9 @@ from hf_prune.errors import ConfigError
 from hf_prune.figures import ModelEvaluation
 from hf_prune.sweeping.record import Choice, Stage, SweepPoint, accuracy, perplexity_ratio
 
+_ROUNDING = 1e-9
+"""What sums and differences of floats may be off by: 0.75 - 0.73 is above 0.02."""
+
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -89,7 +92,7 @@ def choose(points: Sequence[SweepPoint], original: ModelEvaluation, target: Targ
         return Choice(
             target.kind, target.value, stage, None, None, None, f"No {stage} point could be held against the target."
         )
-    meeting = [entry for entry in measured if entry[2] <= target.value]
+    meeting = [entry for entry in measured if entry[2] <= target.value + _ROUNDING]
     if not meeting:
         point, _, value = min(measured, key=lambda entry: entry[2])
         reason = (

@@ -64,6 +64,22 @@ def test_original_is_for_finished_folders(base: Path) -> None:
     assert "holds no config.json" in call("evaluate", ".").failed()
 
 
+def test_record_that_cannot_be_written_is_told_before_any_work(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("run", base, "--config", recipe_file(Path("recipe")), "--output", "out", "--no-evaluate")
+    Path("taken").write_text("")
+    finished = ("evaluate", "out", "--original", base)
+    for command in (finished, ("evaluate", base, *WORDS), ("compare", base, base, *WORDS)):
+        told = call(*command, "--output", "taken/deep/model.json")
+        assert told.failed() == (
+            f"the record 'taken/deep/model.json' cannot be written: '{Path('taken').absolute()}' is a file. Name "
+            "another (--output)"
+        )
+        assert "evaluating" not in told.err
+    assert not Path("out/pruning/evaluation.json").exists()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "is not writable" in call("compare", base, base, "--output", "model.json").failed()
+
+
 def test_two_models(base: Path) -> None:
     other = base_folder(Path("other"), depth=2, seed=1)[1]
     shown = done("compare", base, other, *WORDS, "--output", "pair.json")
