@@ -328,9 +328,7 @@ class Stages:
         it again. Models that were handed over in memory stay there, and are timed as they are.
         """
         self.check_evaluation()
-        labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
-        if self.models.stage == "healed" and self._adapter is None:
-            labels.remove("pruned")
+        labels = self._labels()
         for label in labels:
             self.evaluate_as(label)
         place = environment.describe(self.model)
@@ -344,6 +342,22 @@ class Stages:
         """Measure one of the three models; the original is best measured before surgery, while it is in memory.
 
         All but speed, which only `evaluate` measures.
+
+        Raises:
+            ConfigError: there is no such model yet, or not any more.
         """
+        there = self._labels()
+        if label not in there:
+            raise ConfigError(
+                f"evaluate_as('{label}'): the model is {self.models.stage}; expected one of {', '.join(there)}. Prune "
+                "or heal first; what a healed folder was before is not in it"
+            )
         plan = None if label == "original" else self.plan()
         return self.judge.measure(label, plan, self._healing if label == "healed" else None)
+
+    def _labels(self) -> list[Label]:
+        """The models that are there; of a healed folder that was taken up, merging has taken the pruned weights."""
+        labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
+        if self.models.stage == "healed" and self._adapter is None:
+            labels.remove("pruned")
+        return labels

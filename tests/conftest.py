@@ -1,5 +1,6 @@
 """What all tests share: the loopback Hub, which must stand before any Hub client is imported."""
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -15,6 +16,13 @@ start_session_hub()
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the loopback Hub."""
     stop_session_hub()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_to_collect() -> None:
+    """Dropped models are collected at once; without this, each time all that was ever imported is walked through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

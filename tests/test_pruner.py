@@ -45,7 +45,7 @@ def texts_of(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md"))
 
 
-def test_the_whole_api(hub, hub_token, new_repo_id, base: Path, tmp_path: Path) -> None:
+def test_the_whole_api(hub, hub_token, new_repo_id, base: Path, tmp_path: Path, monkeypatch) -> None:
     pruner = of(base, base_model="org/tiny-base")
     original = logits(pruner.model, tokens())
     scores = pruner.measure()
@@ -57,7 +57,9 @@ def test_the_whole_api(hub, hub_token, new_repo_id, base: Path, tmp_path: Path) 
     assert model is pruner.model and len(model.model.layers) == 6
     assert torch.equal(logits(model, tokens()), original)
 
-    healing = pruner.heal()
+    with monkeypatch.context() as patch:
+        fast(patch)  # what is saved at the end is reloaded in a process of its own; so is all in test_run
+        healing = pruner.heal()
     assert (healing.steps, healing.quantization, healing.output) == (3, None, "merged")
     report = pruner.evaluate()
     first, pruned, healed = report.models
@@ -125,6 +127,13 @@ def test_refusals_of_order(base: Path) -> None:
 def test_evaluation_before_the_cut_is_of_the_original(base: Path) -> None:
     report = of(base).evaluate()
     assert [m.label for m in report.models] == ["original"] and report.models[0].fidelity is None
+
+
+@pytest.mark.parametrize("label", ["pruned", "healed", "smaller"])
+def test_a_model_that_is_not_there_is_not_evaluated(base: Path, label: str) -> None:
+    """The original would be measured under its name."""
+    with pytest.raises(ConfigError, match=rf"evaluate_as\('{label}'\): the model is original; expected one of orig"):
+        in_memory(base).evaluate_as(label)
 
 
 def test_push_after_more_work_pushes_that_work(hub, hub_token, new_repo_id, base: Path, quickly, tmp_path) -> None:
@@ -318,6 +327,8 @@ def test_taking_up_a_pruned_folder(base: Path, quickly, tmp_path: Path) -> None:
     assert PrunerConfig.from_pretrained(healed).layers == (2,)
 
     last = Pruner.from_pruned(healed, original=base, progress=False)
+    with pytest.raises(ConfigError, match=r"the model is healed; expected one of original, healed\."):
+        last.evaluate_as("pruned")  # merging has taken it
     assert [m.label for m in last.evaluate().models] == ["original", "healed"]
 
 

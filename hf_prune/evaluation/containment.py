@@ -73,7 +73,7 @@ def _seeded() -> Iterator[None]:
 
     plain, numbers = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             random.seed(DEFAULT_RANDOM_SEED)
             np.random.seed(DEFAULT_OTHER_SEED)
             torch.manual_seed(DEFAULT_OTHER_SEED)

@@ -114,7 +114,7 @@ def _write(
                 room = new_tokens if limit is None else min(new_tokens, limit - ids.shape[1])
                 model.generation_config = _asked(own, tokenizer, room, settings)
                 if seed is not None:
-                    torch.manual_seed(seed + number)
+                    _seed(device, seed + number)
                 ids = ids.to(device)
                 output = cast(Any, model).generate(input_ids=ids, attention_mask=torch.ones_like(ids))
                 new = output[0, ids.shape[1] :].tolist()
@@ -122,6 +122,12 @@ def _write(
         finally:
             model.generation_config = own
     return done
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what draws on this device: `torch.manual_seed` alone would leave those of unused GPUs seeded for good."""
+    seeded = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    seeded(seed)
 
 
 @contextmanager

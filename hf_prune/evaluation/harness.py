@@ -16,6 +16,7 @@ from hf_prune.evaluation.stability import Answers, AnswerSheet, Item, spread, st
 from hf_prune.evaluation.suites import UIDL, normalised_loss
 from hf_prune.evaluation.task_loading import Loaded, check_tasks, load_tasks
 from hf_prune.figures import ModelEvaluation, TaskResult
+from hf_prune.runner import evaluating
 from hf_prune.selftext import model_limit
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def run_tasks(
 
     from hf_prune.evaluation.scorer import Scorer
 
-    with contained(loading=False, progress=progress):
+    # The harness puts the model in eval mode for good.
+    with evaluating(model), contained(loading=False, progress=progress):
         scorer = Scorer(model, tokenizer, config.batch_size, limit)
         for task in loaded.tasks.values():
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)

@@ -106,16 +106,6 @@ def _evaluate(
     check_tasks(config, tokenizer, model_limit(model.config))
     weights = count_weights(model)
     written = completions(model, tokenizer, config.prompts, config.new_tokens, progress=progress)
-    drawn = sampled_completions(
-        model,
-        tokenizer,
-        config.prompts,
-        config.new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=config.seed,
-        progress=progress,
-    )
     measures = [
         measured
         if measured is not None and not number
@@ -135,6 +125,16 @@ def _evaluate(
         )
         for number, (name, samples) in enumerate(texts.items())
     ]
+    drawn = sampled_completions(  # after the pass that refuses NaN: drawing from it fails within torch
+        model,
+        tokenizer,
+        config.prompts,
+        config.new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+        progress=progress,
+    )
     lengths = {"prompt_tokens": config.max_length, "new_tokens": config.new_tokens, "seed": config.seed}
     figures = ModelEvaluation(
         label=label,

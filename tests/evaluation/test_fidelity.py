@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_prune.errors import DataError, MeasureError
@@ -108,6 +108,7 @@ def test_all_tokens_are_the_whole_vocabulary(k):
 @given(
     vocabulary=st.integers(2, 40), seed=st.integers(0, 10**6), scale=st.floats(0.0, 40.0), other=st.floats(0.0, 40.0)
 )
+@example(vocabulary=38, seed=281616, scale=27.5, other=27.25)
 def test_fewer_bins_never_raise_the_kl(vocabulary, seed, scale, other):
     generator = torch.Generator().manual_seed(seed)
     p, q = ((torch.randn(3, vocabulary, generator=generator) * s).log_softmax(-1) for s in (scale, other))
@@ -115,7 +116,7 @@ def test_fewer_bins_never_raise_the_kl(vocabulary, seed, scale, other):
     whole = (p.double().exp() * (p.double() - q.double())).sum(-1)
     found = [top_kl(likeliest(p, k), q) for k in range(1, vocabulary + 1)]
     for fewer, more in zip(found, [*found[1:], whole], strict=True):
-        assert (fewer <= more + 1e-5).all()
+        assert (fewer <= more * (1 + 1e-5) + 1e-5).all()  # the terms are float32, and as large as the divergence
     assert (found[0] >= -1e-5).all()
     assert torch.equal(p, before[0]) and torch.equal(q, before[1])
 

@@ -153,6 +153,15 @@ def test_draws_repeat_and_leave_the_callers_generator_alone():
     assert drawn(model, tokenizer, seed=6)[0].tokens != first[0].tokens
 
 
+def test_gpus_that_the_model_is_not_on_are_not_seeded(monkeypatch):
+    def seed_all(seed):
+        raise AssertionError(f"the GPUs' generators are seeded with {seed}")
+
+    model = model_of()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    drawn(model, byte_tokenizer())
+
+
 def test_the_generator_is_restored_when_generation_fails():
     model = model_of()
     before = torch.get_rng_state()

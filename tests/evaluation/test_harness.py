@@ -168,14 +168,14 @@ def test_a_group_is_the_mean_of_its_tasks(tmp_path: Path) -> None:
 
 
 def test_surroundings_are_as_before(tasks: str, caplog: pytest.LogCaptureFixture, capfd) -> None:
-    model, tokenizer = model_of(), byte_tokenizer(pad=False)
+    model, tokenizer = model_of().train(), byte_tokenizer(pad=False)
     config = model.generation_config.to_dict()
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     expected = (random.random(), np.random.rand(), torch.rand(1).item())
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     run_tasks(model, tokenizer, asked(tasks, "boolq", limit=1))
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
-    assert tokenizer.pad_token is None and model.generation_config.to_dict() == config
+    assert tokenizer.pad_token is None and model.generation_config.to_dict() == config and model.training
     assert not {"HF_XET_HIGH_PERFORMANCE", "DISABLE_MULTIPROC"} & os.environ.keys()
     assert capfd.readouterr() == ("", "")
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -6,7 +6,7 @@ import torch
 from hf_prune.card_tables import generations
 from hf_prune.config import EvaluationConfig
 from hf_prune.environment import describe
-from hf_prune.errors import DataError
+from hf_prune.errors import DataError, MeasureError
 from hf_prune.evaluation import evaluate, evaluate_original, measure_text, table
 from hf_prune.evaluation.fidelity import Reference
 from hf_prune.evaluation.timing import Contestant, take_turns
@@ -105,6 +105,15 @@ def test_what_was_not_asked_for_is_left_out():
     found = evaluate(model_of(), byte_tokenizer(), {"poem": poem()}, config, label="pruned")
     assert found.speed is None and found.fidelity is None and found.completions == ()
     assert found.peak_memory >= found.bytes
+
+
+def test_broken_weights_are_told_before_anything_is_sampled():
+    """Sampling from NaN fails within torch, on a GPU for good."""
+    model = model_of(depth=2)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(MeasureError, match="text 'poem': the logits hold NaN or infinity"):
+        evaluate_original(model, byte_tokenizer(), texts(), CONFIG)
 
 
 def test_no_text_is_refused():
