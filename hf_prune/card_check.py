@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hf_prune.card_metadata import Base, base_of
 from hf_prune.card_tasks import quoted
 from hf_prune.cards import shipped_model
 from hf_prune.errors import ConfigError, PruneError
-from hf_prune.output import OUTPUT_FILE, Finished, card_text
+from hf_prune.output import OUTPUT_FILE, Finished, benchmark_text, card_text
 from hf_prune.saving import RECORDS
 
 CARD = "README.md"
@@ -129,23 +130,31 @@ def _figures(found: dict[str, Any], finished: Finished) -> Iterator[Finding]:
     shipped = shipped_model(finished.healing, finished.evaluation)
     asked = quoted(finished.evaluation)[0] if finished.evaluation else []
     wanted = {
-        (r.dataset_name, r.metric_type, r.metric_name): r.metric_value
+        (r.dataset_name, r.metric_type, str(r.metric_name)): r.metric_value
         for r in (eval_results.results(shipped, asked) if shipped is not None else [])
     }
-    stated = {
-        (result["dataset"].get("name"), metric.get("type"), metric.get("name")): metric.get("value")
+    figures = [
+        ((str(result["dataset"].get("name")), str(metric.get("type")), str(metric.get("name"))), metric.get("value"))
         for model in found.get("model-index") or []
         for result in model["results"]
         for metric in result["metrics"]
-    }
+    ]
+    stated = dict(figures)
+    if len(stated) < len(figures):
+        yield Finding("error", "The model-index holds a figure twice.")
     for name, value in wanted.items():
         said, title = stated.get(name), f"{name[2]} on {name[0]}"
         if said is None:
             yield Finding("error", f"The model-index lacks {title}, which the records put at {value}.")
-        elif not isinstance(said, int | float) or abs(said - value) > _ROUNDING * abs(value):
+        elif not _close(said, value):
             yield Finding("error", f"The model-index says {said} for {title}; the records say {value}.")
     for name in stated.keys() - wanted.keys():
         yield Finding("error", f"The model-index holds {name[2]} on {name[0]}, of which the records know nothing.")
+
+
+def _close(said: Any, value: float) -> bool:
+    finite = isinstance(said, int | float) and abs(said) <= sys.float_info.max  # what compares false is NaN
+    return finite and abs(said - value) <= _ROUNDING * abs(value)
 
 
 def _text(folder: Path, body: str) -> Iterator[Finding]:
@@ -179,9 +188,13 @@ def _against_records(folder: Path, text: str, finished: Finished) -> Iterator[Fi
         yield Finding("error", f"The card does not say what the plan did: {described}.")
     try:
         expected = card_text(folder, finished, _repo_of(text))
-    except PruneError as error:
+        benchmarks = benchmark_text(finished)
+    except (PruneError, ValueError, TypeError, LookupError, ArithmeticError) as error:  # records may say anything
         yield Finding("error", f"No card can be made from the records: {error}")
         return
+    path = folder / eval_results.EVAL_RESULTS_FILE
+    if benchmarks != (path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None):
+        yield Finding("error", f"{eval_results.EVAL_RESULTS_FILE} is not what the records make.")
     differing = list(_differences(text.splitlines(), expected.splitlines()))
     yield from differing[:_MOST_LINES]
     rest = differing[_MOST_LINES:]

@@ -6,9 +6,9 @@ from huggingface_hub.utils import validate_repo_id
 from hf_prune import card_slicing
 from hf_prune import card_tables as tables
 from hf_prune.card_tasks import check_same_questions
-from hf_prune.errors import ConfigError
+from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.markdown import one_line
-from hf_prune.records import Evaluation, Healing, Plan, Scores, ranges
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores, ranges
 
 RELOAD_LEVELS = ("full", "streamed", "none")
 
@@ -35,6 +35,7 @@ def check(
 
     Raises:
         ConfigError: names what contradicts what.
+        MeasureError: a figure that cannot be.
     """
     if repo_id is not None:
         try:
@@ -68,6 +69,7 @@ def check(
             raise ConfigError(
                 f"the evaluation has a model {one_line(model.label)!r}; expected original, pruned or healed"
             )
+        _check_possible(model)
         expected = plan.model.num_layers if model.label == "original" else len(plan.kept)
         if model.layers != expected:
             raise ConfigError(
@@ -76,5 +78,27 @@ def check(
         if plan.slicing is not None and model.label != "healed":  # an adapter beside the weights would count as well
             card_slicing.check_parameters(plan.slicing, model)
     if evaluation is not None:
+        labels = [model.label for model in evaluation.models]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"the evaluation has a model twice: {', '.join(labels)}")
         tables.check_same_texts(evaluation)
         check_same_questions(evaluation)
+
+
+def _check_possible(model: ModelEvaluation) -> None:
+    """Refuse figures that no measurement gives: a card would take logarithms, roots and ratios of them."""
+    positive = [
+        (text.name, getattr(text, name)) for text in model.perplexity for name in ("perplexity", "tokens", "bytes")
+    ]
+    if model.speed is not None:
+        positive += [("speed", model.speed.prefill.median), ("speed", model.speed.decode.median)]
+    errors = [(text.name, text.standard_error) for text in model.perplexity]
+    errors += [(task.task, task.standard_error or 0.0) for task in model.tasks]
+    errors += [] if model.fidelity is None else [("KL", model.fidelity.kl_standard_error)]
+    wrong = [pair for pair in positive if pair[1] <= 0] + [pair for pair in errors if pair[1] < 0]
+    if wrong:
+        name, value = wrong[0]
+        raise MeasureError(
+            f"the evaluation's {model.label} model has the figure {value} at {one_line(name, 100)!r}; expected a "
+            "count, a perplexity or a rate above zero, and no negative standard error. Evaluate again"
+        )

@@ -36,6 +36,16 @@ _FACTS = ("base_card", "base_files", "reload_level", "inputs")
 
 
 @dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What `OUTPUT_FILE` holds; see `Finished`."""
+
+    base_card: str | None
+    base_files: tuple[str, ...]
+    reload_level: str
+    inputs: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Finished:
     """All records of a run.
 
@@ -84,14 +94,14 @@ class Finished:
             raise ConfigError(
                 f"'{folder}' is no folder that hf-prune has finished ({lacks}); expected an --output of it"
             )
-        facts = serial.read_json(records / OUTPUT_FILE)
+        facts = serial.from_dict(_Facts, serial.read_json(records / OUTPUT_FILE), OUTPUT_FILE)
         return cls(
             config=PrunerConfig.from_pretrained(folder),
             plan=Plan.load(records),
             scores=Scores.load(records) if (records / Scores.FILE).is_file() else None,
             healing=Healing.load(records) if (records / Healing.FILE).is_file() else None,
             evaluation=Evaluation.load(records) if (records / Evaluation.FILE).is_file() else None,
-            **{name: facts[name] for name in _FACTS},
+            **{name: getattr(facts, name) for name in _FACTS},
         )
 
 
@@ -124,13 +134,18 @@ def write_card(folder: Path, finished: Finished, repo_id: str | None = None) -> 
     return folder / "README.md"
 
 
-def _write_benchmarks(folder: Path, finished: Finished) -> None:
+def benchmark_text(finished: Finished) -> str | None:
+    """`EVAL_RESULTS_FILE` as the records make it; None where they hold no result for a benchmark."""
     shipped = shipped_model(finished.healing, finished.evaluation)
     template = finished.config.evaluation.chat_template
     entries = benchmark_entries(shipped, finished.plan, finished.healing, template) if shipped is not None else []
-    path = folder / EVAL_RESULTS_FILE
-    if entries:
-        serial.write_text(path, benchmark_yaml(entries))
+    return benchmark_yaml(entries) if entries else None
+
+
+def _write_benchmarks(folder: Path, finished: Finished) -> None:
+    path, text = folder / EVAL_RESULTS_FILE, benchmark_text(finished)
+    if text is not None:
+        serial.write_text(path, text)
     else:  # an older evaluation's would speak of figures that the records don't hold
         path.unlink(missing_ok=True)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hf_prune.errors import DataError
 from hf_prune.records import TextUse
 
 
@@ -48,9 +50,16 @@ class Samples:
 
     @classmethod
     def load(cls, path: Path, use: TextUse) -> "Samples":
-        """Read what `save` wrote."""
-        data = load_file(path)
-        return cls(tuple(data["ids"].long().split(data["lengths"].tolist())), use)
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: it is something else.
+        """
+        try:
+            data = load_file(path)
+            return cls(tuple(data["ids"].long().split(data["lengths"].tolist())), use)
+        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
+            raise DataError(f"{path} holds no token ids as hf_prune writes them: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from hf_prune import __version__, hub_pull
 from hf_prune.card_check import check_card
 from hf_prune.checkpoint import folder_digest
-from hf_prune.errors import ConfigError
+from hf_prune.errors import ConfigError, PruneError
 from hf_prune.healing.adapter import WEIGHTS
 from hf_prune.hub_client import client, hub_errors
 from hf_prune.loading import bare_name, read_config
+from hf_prune.models import LABELS
 from hf_prune.output import ADAPTER, Finished
 from hf_prune.records import ModelRef
 from hf_prune.saving import RECORDS
@@ -96,7 +99,7 @@ def verify(
     # Weights that are not those of the records would make every figure of theirs differ as well, hours later; and an
     # adapter is loaded by PEFT, which takes pickles too.
     loaded = {"weights fit the config", "dtype"} | (
-        {"files", "records agree"} if (folder / ADAPTER).is_dir() else set()
+        {"files", "records agree", "healing record"} if (folder / ADAPTER).is_dir() else set()
     )
     broken = [check.name for check in checks if check.status == "fail" and check.name in loaded]
     rerun = Rerun(folder, base, finished, dataset, task_path, token, device_map, progress)
@@ -106,7 +109,7 @@ def verify(
         reason = f"nothing is loaded, for what failed above: {', '.join(broken)}"
         checks.append(Check("evaluations", "skipped", reason=reason))
     elif evaluations != "none":
-        checks += check_evaluations(rerun, samples if evaluations == "sample" else None)
+        checks += _evaluate(rerun, samples if evaluations == "sample" else None)
     name = bare_name(str(model)) if fetched.revision is None else str(model)
     return Verification(
         name, fetched.revision, finished.plan.model, tuple(checks), round(time.perf_counter() - start, 2)
@@ -195,6 +198,13 @@ def _check_records(finished: Finished, folder: Path) -> Check:
             ("scored model", plan.model, plan.model if finished.scores is None else finished.scores.model),
             ("adapter", healing is not None and healing.output == "adapter", adapter),
             ("shipped model is evaluated", True, not models or label in models),
+            ("evaluated models", models, tuple(name for name in LABELS if name in models)),
+            (
+                "layers of the plan",
+                tuple(i for op in plan.operations if op.kind == "drop" for i in op.layers),
+                plan.dropped,
+            ),
+            ("layers left", len(plan.kept), plan.model.num_layers - len(plan.dropped)),
         )
     )
     problems = [f"{what}: {one} and {other}" for what, one, other in pairs if one != other]
@@ -217,7 +227,20 @@ def _check_card(folder: Path, finished: Finished) -> Check:
     return outcome("card", judged, counts, claimed)
 
 
+def _evaluate(rerun: Rerun, samples: int | None) -> list[Check]:
+    try:
+        return check_evaluations(rerun, samples)
+    except (PruneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # an adapter's config can make PEFT raise anything, and records the measuring
+        reason = f"the model cannot be measured: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return [Check("evaluations", "fail", reason=reason)]
+
+
 def _names(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            yield path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and path.is_dir():
+            yield f"{name}/"  # what is behind it is not looked at
+        elif path.is_file() and "__pycache__" not in path.parts:
+            yield name

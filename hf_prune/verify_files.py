@@ -48,7 +48,9 @@ def _nothing_else(names: list[str], folder: Path, base: Path) -> Check:
     for name in names:
         path = PurePosixPath(name)
         tokens = path.parent.name == RECORDS and path.name.endswith("_tokens.safetensors")
-        if matches(name, PICKLES):
+        if name.endswith("/"):
+            problems.append(f"'{name}' is a link to another folder")
+        elif matches(name, PICKLES):
             problems.append(f"'{name}' is a pickle, which can run code when it is loaded")
         elif path.suffix == ".py":
             if not _known_code(folder / name, base / name):

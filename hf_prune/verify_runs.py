@@ -14,7 +14,7 @@ from hf_prune.pruner import Pruner
 from hf_prune.records import Plan, TextUse, ranges
 from hf_prune.samples import Samples, digest
 from hf_prune.saving import RECORDS
-from hf_prune.verify_checks import Check
+from hf_prune.verify_checks import Check, Status
 from hf_prune.verify_figures import check_figures
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -108,8 +108,10 @@ def check_evaluations(rerun: Rerun, samples: int | None) -> list[Check]:
         ConfigError: the records name a dataset that is not there.
     """
     claimed = rerun.finished.evaluation
-    if claimed is None or not claimed.models or not claimed.models[0].perplexity:
+    if claimed is None or not claimed.models:
         return [Check("evaluations", "skipped", reason="the records hold none")]
+    if not claimed.models[0].perplexity:
+        return [Check("evaluations", "fail", reason="the records hold figures, and name no text of the first model's")]
     config, checks = rerun.recipe(), []
     settings, use = config.evaluation, claimed.models[0].perplexity[0].data
     lacks = rerun.lacks_for_tasks()
@@ -134,10 +136,18 @@ def check_evaluations(rerun: Rerun, samples: int | None) -> list[Check]:
     found = digest(text.sequences)
     same = found == use.sha256
     reason = "" if same else "it is another text, so that its figures are shown, not judged"
-    checks.append(Check("evaluation text", "pass" if same else "fail", use.sha256[:12], found[:12], "exact", reason))
+    if same:
+        counted = dataclasses.replace(text.use, samples=len(text.sequences), tokens=text.tokens, revision=use.revision)
+        healing = rerun.finished.healing
+        merged = healing is not None and healing.output == "merged"  # the pruned model's figures may be older then
+        uses = [t.data for model in claimed.models for t in model.perplexity if model.label != "pruned" or not merged]
+        reason = "" if all(u == counted for u in uses) else "the records describe it otherwise than it is"
+    status: Status = "fail" if reason else "pass"
+    checks.append(Check("evaluation text", status, use.sha256[:12], found[:12], "exact", reason))
     part = samples is not None and samples < len(text.sequences)
     pruner.texts.take("evaluation", text.part(0, samples) if part and samples is not None else text)
-    figures = check_figures(claimed, pruner.evaluate(), sample=samples is not None)
+    measured = pruner.evaluate()
+    figures = check_figures(claimed, measured, sample=samples is not None, without_tasks=lacks is not None)
     if part:
         reason = (
             f"figures are those of the first {samples} of {len(text.sequences)} documents: they pass within combined "
@@ -155,7 +165,7 @@ def check_plan(rerun: Rerun) -> list[Check]:
         ConfigError: the records name a dataset that is not there.
     """
     claimed, config = rerun.finished.plan, rerun.recipe()
-    if claimed.planner == "named":
+    if claimed.planner == "named" and config.layers is not None:
         reason = "its layers were named by whoever made it; nothing was chosen"
         return [Check("plan from recipe", "shown", ranges(claimed.dropped), reason=reason)]
     scores = rerun.finished.scores

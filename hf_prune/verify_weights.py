@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from hf_prune import serial
 from hf_prune.architecture import decoder_of, rewrite_config
 from hf_prune.architecture.layer_config import compatible, config_of
-from hf_prune.checkpoint import read_header, weight_files
+from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
 from hf_prune.output import Finished
 from hf_prune.records import Plan
 from hf_prune.reload import home, load_meta, original_name
 from hf_prune.verify_checks import Check, outcome
+from hf_prune.verify_healing import check_healing
 
 _CHUNK = 16 * 2**20
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -57,8 +58,10 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
     except PruneError as error:
         return [*checks, Check("weights fit the config", "fail", reason=str(error))]
     tensors = _tensors(folder)
-    checks.append(Check("weights fit the config", "pass", measured=f"{len(tensors)} tensors"))
+    checks.append(outcome("weights fit the config", _check_index(folder), f"{len(tensors)} tensors"))
     checks.append(_check_dtype(folder, tensors))
+    if finished.healing is not None:
+        checks.append(check_healing(folder, meta, finished.healing))
     if plan.slicing is not None:
         return [*checks, *_check_sliced(plan, meta, tensors)]
     return [*checks, *_check_kept(tensors, _tensors(base), meta, finished)]
@@ -70,7 +73,7 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     claimed = f"{len(plan.kept)} layers" if plan.slicing is None else f"width {plan.slicing.embed}"
     try:
         mine, theirs = config_of(raw).to_dict(), config_of(wanted).to_dict()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # there is nothing that a stranger's config cannot make transformers raise
         return Check("config", "fail", claimed, reason=f"transformers refuses it: {str(error)[:200]}")
     passed_by = _NOT_COMPARED | (_SLICING_CHANGES if plan.slicing is not None else set())
     # Also the file's own keys: what this version of transformers passes by may be what another one reads.
@@ -87,6 +90,22 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     if raw.get("quantization_config") != wanted.get("quantization_config"):
         problems.append("'quantization_config' is not the base's")
     return outcome("config", problems, f"{len(mine)} settings", claimed)
+
+
+def _check_index(folder: Path) -> list[str]:
+    """Every tensor lies once, and where the index says: of two of one name, loaders take the one or the other."""
+    files = weight_files(folder)
+    if not (folder / INDEX).is_file():
+        return []
+    if files == [folder / SINGLE]:
+        return [f"{INDEX} lies beside {SINGLE}"]
+    index, problems = serial.read_json(folder / INDEX)["weight_map"], []
+    places = [(name, path) for path in files for name in read_header(path)]
+    for name, path in places:
+        if index.get(name) != path.relative_to(folder).as_posix():
+            problems.append(f"'{name}' lies in {path.name}, the index says {_short(index.get(name, ...))}")
+    problems += [f"the index names '{name}', which is nowhere" for name in index.keys() - {name for name, _ in places}]
+    return sorted(problems)
 
 
 def _check_dtype(folder: Path, tensors: dict[str, _Tensor]) -> Check:

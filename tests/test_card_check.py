@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -92,6 +93,27 @@ def test_a_wrong_figure_is_an_error(card):
     found = change(card, "| Parameters | 5,505,024", "| Parameters | 5,505,025")
     assert len(found) == 1 and found[0].level == "error"
     assert "has '| Parameters | 5,505,025 | 4,200,000" in found[0].text and "the records make" in found[0].text
+
+
+def test_benchmark_results_are_held_to_the_records(card):
+    path = card.parent / ".eval_results" / "hf-prune.yaml"
+    path.write_text(path.read_text().replace("value: ", "value: 9"))
+    assert errors(check_card(card.parent)) == [".eval_results/hf-prune.yaml is not what the records make."]
+    path.unlink()
+    assert errors(check_card(card.parent)) == [".eval_results/hf-prune.yaml is not what the records make."]
+
+
+@pytest.mark.parametrize("value", [".nan", "1" + "0" * 400, "[1]"])
+def test_a_figure_that_compares_with_nothing(card, value):
+    stated = re.search(r"value: \d+\.\d+", card.read_text(encoding="utf-8"))
+    assert any("The model-index says" in text for text in errors(change(card, stated[0], f"value: {value}")))
+
+
+def test_a_figure_that_is_there_twice(card):
+    text = card.read_text(encoding="utf-8")
+    metric = re.search(r"( +)- type: perplexity\n(?:\1  .*\n)+", text)
+    card.write_text(text.replace(metric[0], re.sub(r"value: .*", "value: 1.01", metric[0]) + metric[0], 1))
+    assert "The model-index holds a figure twice." in errors(check_card(card.parent))
 
 
 def test_other_words_are_a_warning(card):

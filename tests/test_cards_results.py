@@ -266,6 +266,20 @@ def gsm8k(**changes):
     return task("gsm8k", 0.4123, **given | changes)
 
 
+@pytest.mark.parametrize("changes", [{"standard_error": -1.0}, {"perplexity": 0.0}, {"tokens": 0}, {"bytes": 0}])
+def test_figures_that_cannot_be_are_refused(changes):
+    text = dataclasses.replace(perplexity(3.5), **changes)
+    with pytest.raises(MeasureError, match="expected a count, a perplexity or a rate above zero"):
+        full(evaluation=evaluation(dataclasses.replace(model("original", 3.5), perplexity=(text,))))
+    with pytest.raises(MeasureError, match="no negative standard error"):
+        full(evaluation=three(task(standard_error=-0.01)))
+
+
+def test_a_model_that_is_there_twice_is_refused():
+    with pytest.raises(ConfigError, match="a model twice: original, original"):
+        full(evaluation=evaluation(model("original", 3.5), model("original", 3.4)))
+
+
 def test_registered_benchmarks_have_entries():
     found = benchmark_entries(model("healed", tasks=(task(), gsm8k())), plan(), healing(), chat_template=True)
     assert yaml.safe_load(benchmark_yaml(found)) == [

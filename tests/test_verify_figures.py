@@ -1,6 +1,7 @@
 """Claimed against measured: where a figure stops passing, by hand-counted distances."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -16,11 +17,14 @@ PLACES: dict[Place, Environment] = {
     "single": dataclasses.replace(ENVIRONMENT, hardware="another processor"),
     "half": HALF,
 }
+LOSS = math.log(20.0)
+BITS = math.log2(20.0) * 99 / 200
+"""Of 99 tokens in 200 bytes."""
 TASK = TaskResult("boolq", "acc", "none", 0.7, 0.01, True, True, 0, 100, None, "2.0")
 
 
 def model(**changes: Any) -> ModelEvaluation:
-    text = {"perplexity": 20.0, "nll": 3.0, "standard_error": 0.03, "bits_per_byte": 1.5}
+    text = {"perplexity": 20.0, "nll": LOSS, "standard_error": 0.03, "bits_per_byte": BITS}
     text |= {name: changes.pop(name) for name in list(changes) if name in text}
     fidelity = {"kl": 0.5, "kl_standard_error": 0.02, "top1_agreement": 0.6, "top5_agreement": 0.7, "kl_top_k": 0.4}
     fidelity |= {name: changes.pop(name) for name in list(changes) if name in fidelity}
@@ -43,7 +47,7 @@ def checks(place: Place = "same", sample: bool = False, **changes: Any) -> dict[
     [
         # 1e-4, 1e-3, 1e-2 of 20
         ("perplexity", "perplexity", 20.0, {"same": 0.002, "single": 0.02, "half": 0.2}),
-        ("bits_per_byte", "bits per byte", 1.5, {"same": 1.5e-4, "single": 1.5e-3, "half": 1.5e-2}),
+        ("bits_per_byte", "bits per byte", BITS, {"same": BITS / 1e4, "single": BITS / 1e3, "half": BITS / 1e2}),
         # 1e-3, 1e-2, 5e-2 of 0.5
         ("kl", "KL from original", 0.5, {"same": 5e-4, "single": 5e-3, "half": 2.5e-2}),
         ("kl_top_k", "KL, likeliest tokens", 0.4, {"same": 4e-4, "single": 4e-3, "half": 2e-2}),
@@ -76,7 +80,10 @@ def test_a_task_may_be_off_by_its_standard_error(value: float, status: str) -> N
 def test_tasks_of_other_questions_and_tasks_that_were_not_run() -> None:
     other = checks(tasks=(dataclasses.replace(TASK, samples=99),))["pruned: boolq acc"]
     assert other.status == "fail" and "99 questions of version 2.0 here, 100 of 2.0 there" in other.reason
-    assert checks(tasks=())["pruned: boolq acc"].status == "skipped"
+    assert checks(tasks=())["pruned: boolq acc"].status == "fail"
+    both = Evaluation((model(),), ENVIRONMENT), Evaluation((model(tasks=()),), ENVIRONMENT)
+    found = {check.name: check.status for check in check_figures(*both, without_tasks=True)}
+    assert found["pruned: boolq acc"] == "skipped"
 
 
 def test_sizes_are_exact_and_bytes_depend_on_the_dtype() -> None:
@@ -87,8 +94,8 @@ def test_sizes_are_exact_and_bytes_depend_on_the_dtype() -> None:
 
 def test_a_sample_within_three_combined_standard_errors() -> None:
     # sqrt(0.03² + 0.04²) = 0.05
-    for nll, status in ((3.149, "pass"), (3.151, "fail"), (2.849, "fail")):
-        found = checks(sample=True, nll=nll, standard_error=0.04)
+    for off, status in ((0.149, "pass"), (0.151, "fail"), (-0.151, "fail")):
+        found = checks(sample=True, nll=LOSS + off, standard_error=0.04)
         assert found["pruned: loss, nats per token"].status == status
         assert "pruned: perplexity" not in found and "pruned: same first choice" not in found
     # sqrt(0.02² + 0.02²) · 3 = 0.0849
@@ -118,6 +125,51 @@ def test_a_model_that_was_not_measured() -> None:
     [first, *rest] = check_figures(claimed, Evaluation((model(label="healed"),), ENVIRONMENT))
     assert (first.name, first.status) == ("pruned: all figures", "skipped")
     assert {check.status for check in rest} == {"pass", "shown"}
+    [first, *_] = check_figures(claimed, Evaluation((), ENVIRONMENT))
+    assert (first.name, first.status) == ("pruned: all figures", "fail")
+
+
+def held(claimed: ModelEvaluation, sample: bool = False, **changes: Any) -> set[str]:
+    """Names of the checks that fail where this is claimed."""
+    pair = Evaluation((claimed,), ENVIRONMENT), Evaluation((model(**changes),), ENVIRONMENT)
+    return {
+        check.name.removeprefix("pruned: ") for check in check_figures(*pair, sample=sample) if check.status == "fail"
+    }
+
+
+def test_figures_that_do_not_follow_from_one_another() -> None:
+    assert held(model()) == set()
+    for sample in (False, True):
+        assert "figures agree" in held(model(nll=0.1), sample)
+        assert "figures agree" in held(model(perplexity=18.0), sample)
+        assert "figures agree" in held(model(bits_per_byte=1.0), sample)
+        assert "figures agree" in held(model(standard_error=-1e6), sample)
+        assert "figures agree" in held(model(kl_standard_error=-1.0), sample)
+        assert "figures agree" in held(model(perplexity=-5.0), sample)
+
+
+def test_what_would_excuse_any_figure() -> None:
+    generous = dataclasses.replace(TASK, value=0.9, standard_error=1.0)
+    assert held(model(tasks=(generous,))) == {"boolq acc", "boolq acc, standard error"}
+    assert held(model(standard_error=9.0)) == held(model(standard_error=9.0), True) == {"standard error of the loss"}
+    assert held(model(kl_standard_error=9.0)) == {"standard error of the KL"}
+
+
+def test_claims_of_what_the_recipe_does_not_measure() -> None:
+    real = model()
+    [text] = real.perplexity
+    other = dataclasses.replace(text, name="wikitext")
+    assert held(model(perplexity=20.0)) == set()
+    assert held(dataclasses.replace(real, perplexity=(text, other))) == {"perplexity, wikitext"}
+    assert held(real, fidelity=None) == {"KL from original"}
+    assert held(dataclasses.replace(real, dtype="int1", bytes=5)) == {"dtype"}
+    wide = dataclasses.replace(text, tokens=9900, bytes=20000)
+    assert held(dataclasses.replace(real, perplexity=(wide,))) == {"text and windows"}
+    assert real.fidelity is not None
+    spread = dataclasses.replace(real.fidelity, tokens=9900)
+    assert held(dataclasses.replace(real, fidelity=spread)) == {"compared tokens"}
+    better = (Completion("The sea", "brilliant", (1, 2)),)
+    assert held(dataclasses.replace(real, completions=better)) == {"greedy completions"}
 
 
 def test_the_summary() -> None:
