@@ -65,7 +65,7 @@ def make_config(
         calibration=dataclasses.replace(base.calibration, **calibration),
         healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal)),
         evaluation=dataclasses.replace(
-            base.evaluation, **_given(data, "seed"), **_evaluation(data), **task_changes(tasks)
+            base.evaluation, **_given(data, "seed"), **_evaluation(data), **task_changes(tasks, base.evaluation)
         ),
     )
 
@@ -85,7 +85,7 @@ def continued(
     from hf_prune.output import Finished
 
     base = Finished.load(folder).config
-    options = _healing(heal) if stage == "healing" else _evaluation(data) | task_changes(tasks)
+    options = _healing(heal) if stage == "healing" else _evaluation(data) | task_changes(tasks, base.evaluation)
     changes = _given(data, *_SOURCE) | options
     return dataclasses.replace(base, **{stage: dataclasses.replace(getattr(base, stage), **changes)})
 
@@ -142,11 +142,15 @@ def evaluation_config(data: TextOptions, tasks: TaskOptions | None = None) -> Ev
     return dataclasses.replace(EvaluationConfig(), **changes)
 
 
-def task_changes(given: TaskOptions | None) -> dict[str, Any]:
+def task_changes(given: TaskOptions | None, recipe: EvaluationConfig | None = None) -> dict[str, Any]:
     """The fields of `EvaluationConfig` that the options about tasks set.
 
+    Args:
+        given: the options; None for a command that has none.
+        recipe: what they change.
+
     Raises:
-        ConfigError: `--tasks` names none.
+        ConfigError: `--tasks` names none, or other options speak of tasks and there are none.
     """
     changes = _given(given, "num_fewshot", "limit", "task_path")
     if given is not None and given.chat_template:
@@ -155,6 +159,9 @@ def task_changes(given: TaskOptions | None) -> dict[str, Any]:
         changes["tasks"] = tuple(name.strip() for name in given.tasks.split(",") if name.strip())
         if not changes["tasks"]:
             raise ConfigError(f"--tasks {given.tasks!r} names no task; expected such as mmlu,boolq or uidl")
+    if changes and not changes.get("tasks", recipe.tasks if recipe is not None else ()):
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise ConfigError(f"{named} without tasks: no question is asked; name some, such as --tasks mmlu,boolq")
     return changes
 
 

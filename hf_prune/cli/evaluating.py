@@ -70,7 +70,8 @@ def _evaluate_finished(
     )
     _write(output, evaluation)
     console.show(table(evaluation))
-    console.done(f"Evaluated {folder}", {"record": str(output or folder / "pruning" / "evaluation.json")})
+    facts: dict[str, Any] = {"record": str(output or folder / "pruning" / "evaluation.json")}
+    console.done(f"Evaluated {folder}", facts | ({"evaluation": evaluation.to_dict()} if console.as_json else {}))
 
 
 def _evaluate_alone(

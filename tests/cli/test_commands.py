@@ -190,8 +190,9 @@ def test_heal_evaluate_card_push(hub, hub_token, new_repo_id, base: Path, quick:
 def test_evaluate_with_the_same_text_keeps_the_pruned_figures(base: Path, quick: str) -> None:
     done("run", base, "--config", quick, "--layers", "2", "--heal", "--output", "out")
     before = Evaluation.load(Path("out/pruning"))
-    done("evaluate", "out", "--original", base, "--quiet")
+    told = done("evaluate", "out", "--original", base, "--json").json
     after = Evaluation.load(Path("out/pruning"))
+    assert Evaluation.from_dict(told["evaluation"]) == after
     assert [m.label for m in after.models] == ["original", "pruned", "healed"]
     assert after.models[1] == before.models[1]
     assert [m.perplexity for m in after.models] == [m.perplexity for m in before.models]

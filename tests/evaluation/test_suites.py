@@ -87,6 +87,9 @@ def test_options_that_were_not_given_leave_the_recipe_alone(tmp_path: Path) -> N
 def test_no_task_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--tasks ' ,' names no task; expected such as"):
         task_changes(TaskOptions(" ,"))
+    with pytest.raises(ConfigError, match=r"^--limit, --chat-template without tasks: no question is asked"):
+        task_changes(TaskOptions(limit=4, chat_template=True))
+    assert task_changes(TaskOptions(limit=4), EvaluationConfig(tasks=("boolq",))) == {"limit": 4}
 
 
 def test_a_dry_run_tells_the_tasks(tmp_path: Path) -> None:
