@@ -11,6 +11,8 @@ from hf_prune import demo
 from hf_prune.card_check import check_card
 from hf_prune.output import Finished, card_text
 from hf_prune.pictures import pictures
+from hf_prune.sweeping.record import Sweep, perplexity_ratio
+from hf_prune.sweeping.table import CSV_FILE, as_csv
 from tests.cards import CARDS, MADE, NAMES, folders, render
 
 
@@ -87,3 +89,21 @@ def test_rendering_makes_the_same_cards_and_draws_the_pictures(tmp_path):
         copy = tmp_path / folder.name
         assert (copy / "README.md").read_bytes() == (folder / "README.md").read_bytes()
         assert {path.name for path in copy.glob("*.png")} == {path.name for path in folder.glob("*.png")}
+
+
+def test_table_and_readme_show_what_the_record_of_the_sweep_says():
+    record = Sweep.load(CARDS / "sweep")
+    assert (CARDS / "sweep" / CSV_FILE).read_text(encoding="utf-8") == as_csv(record)
+    assert {path.name for path in (CARDS / "sweep").glob("*.png")} == {picture.file for picture in record.pictures}
+    text = (CARDS.parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| layers, or as large a share of the width |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ")[1:] for line in table.splitlines()[2:]]
+    knees = {knee.point for knee in record.knees}
+    for column, method in enumerate(record.methods):
+        for row, point in zip(rows, [p for p in record.points if p.method == method], strict=True):
+            ratio, _, rest = row[column].partition(" ")
+            assert float(ratio) == pytest.approx(perplexity_ratio(point.pruned, record.original), abs=0.00501)
+            if rest:
+                share = float(re.search(r"[−+][\d.]+", rest)[0].replace("−", "-"))
+                assert share == pytest.approx(-100 * point.share_removed, abs=0.0501)
+            assert ("knee" in rest) == (point.name in knees)
