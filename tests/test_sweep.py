@@ -22,7 +22,7 @@ from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError, Dat
 from hf_prune.records import Healing, Plan
 from hf_prune.run_folder import RunFolder
 from hf_prune.sweeping import point as module
-from hf_prune.sweeping.preview import preview
+from hf_prune.sweeping.early import prepare
 from hf_prune.sweeping.record import Sweep, accuracy
 from hf_prune.sweeping.shared import _has_room
 from hf_prune.sweeping.sweep import sweep
@@ -448,7 +448,7 @@ def test_refused_before_any_work(
     assert not calls and not (tmp_path / "out").exists()
 
 
-def test_quantized_weights_are_not_healed_and_the_preview_says_so(
+def test_quantized_weights_are_not_healed_and_a_dry_run_says_so(
     base: Path, tmp_path: Path, calls: Counter[str]
 ) -> None:
     shutil.copytree(base, tmp_path / "tiny-8bit")
@@ -457,10 +457,10 @@ def test_quantized_weights_are_not_healed_and_the_preview_says_so(
         quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
     )
     given: dict[str, Any] = {"methods": ["uidl"], "min_drop": None, "max_drop": 1, "step": 1, "target": None}
-    for talk in (sweep, preview):
+    for talk in (sweep, prepare):
         with pytest.raises(CheckpointError, match="'tiny-8bit' holds quantized weights, into which no healing can be"):
             talk(str(tmp_path / "tiny-8bit"), recipe(), tmp_path / "out", heal=True, **given)
-    assert len(preview(str(tmp_path / "tiny-8bit"), recipe(), tmp_path / "out", heal=False, **given)[1]) == 1
+    assert len(prepare(str(tmp_path / "tiny-8bit"), recipe(), tmp_path / "out", heal=False, **given).wanted) == 1
     assert not calls and not (tmp_path / "out").exists()
 
 

@@ -144,9 +144,10 @@ def _dry_run(
     choice: dict[str, Any],
     loading: ModelOptions,
 ) -> None:
-    from hf_prune.sweeping.preview import preview
+    from hf_prune.sweeping.early import prepare
 
-    ref, wanted = preview(model, config, folder, **choice, **loading.load_kwargs())
+    begun = prepare(model, config, folder, **choice, weights=False, **loading.load_kwargs())
+    ref, wanted = begun.source.ref, begun.wanted
     lines = [
         (w.name, _amount(w.amount, w.amount_of), "skipped: " + w.impossible if w.impossible else "measured")
         for w in wanted

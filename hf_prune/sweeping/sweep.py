@@ -5,25 +5,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from hf_prune import healing, loading, serial
+from hf_prune import serial
 from hf_prune.config import PrunerConfig
-from hf_prune.errors import CheckpointError, OutputError
-from hf_prune.evaluation.task_loading import check_tasks
+from hf_prune.errors import OutputError
 from hf_prune.methods import get_method
-from hf_prune.models import load_kwargs, name_given
 from hf_prune.records import ModelEvaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, room_for
 from hf_prune.saving import no_room
-from hf_prune.sweeping.amounts import wanted_points
+from hf_prune.sweeping.early import prepare
 from hf_prune.sweeping.knee import RULE, find_knee
 from hf_prune.sweeping.plots import PICTURES, draw
 from hf_prune.sweeping.point import make_point
 from hf_prune.sweeping.record import STAGES, Choice, Knee, Stage, Sweep, SweepPoint
 from hf_prune.sweeping.shared import Shared
 from hf_prune.sweeping.table import CSV_FILE, as_csv
-from hf_prune.sweeping.target import Target, check_target, choose
+from hf_prune.sweeping.target import Target, choose
 
 
 def sweep(
@@ -80,36 +76,29 @@ def sweep(
     Raises:
         PruneError: see its children; whatever can be known early is raised before any work.
     """
-    kwargs = load_kwargs(dtype, device_map, trust_remote_code)
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, speed=False))
-    check_target(target, config)
-    check_tasks(config.evaluation)
-    if heal:
-        healing.require(config.healing.quantize)
-    source, model_config = loading.locate(
+    begun = prepare(
         model_id,
-        revision=revision,
-        token=token,
-        trust_remote_code=trust_remote_code,
-        base_model=name_given(config, model_id),
-    )
-    if heal:
-        check_unquantized(source.ref, model_config)
-    text_config = model_config.get_text_config(decoder=True)
-    wanted = wanted_points(
         config,
-        source.ref,
-        text_config,
+        Path(output),
         methods=methods,
         min_drop=min_drop,
         max_drop=max_drop,
         step=step,
         shares=shares,
+        heal=heal,
+        target=target,
+        revision=revision,
+        token=token,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
+    source, wanted = begun.source, begun.wanted
     names = tuple(dict.fromkeys(item.config.method for item in wanted))
     folder = _claim(Path(output), source.ref)
     with room_for(folder):
-        shared = Shared(source, model_config, config, names, kwargs, folder, token, progress)
+        shared = Shared(source, begun.model_config, config, names, begun.kwargs, folder, token, progress)
         original, where = shared.figures()
         if heal:  # a missing dataset is told now, not after hours
             for recipe in dict.fromkeys(get_method(name).healing for name in names):
@@ -135,39 +124,10 @@ def sweep(
         return _write(folder, found, target)
 
 
-def check_unquantized(ref: ModelRef, model_config: PretrainedConfig) -> None:
-    """Refuse to heal a model of quantized weights.
-
-    Raises:
-        CheckpointError: the weights are quantized.
-    """
-    if getattr(model_config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"'{ref.id}' holds quantized weights, into which no healing can be merged; sweep the unquantized "
-            "model it was made from, or do not heal"
-        )
-
-
-def check_folder(folder: Path, ref: ModelRef) -> RunFolder:
-    """Refuse a folder that is not for a sweep of this model.
-
-    Raises:
-        OutputError: it holds something else, or a sweep of another model.
-    """
-    run = RunFolder(folder)
-    if (folder / "sweep.inputs").is_file() and not run.has("sweep", {"model": ref}):
-        raise OutputError(
-            f"'{folder}' holds a sweep of another model than '{ref.id}' (or of other weights); expected a new or "
-            "empty folder, or one of a sweep of this model. Choose another, or remove it"
-        )
-    return run
-
-
 def _claim(folder: Path, ref: ModelRef) -> Path:
     """Take a folder for the sweep of a model."""
-    run = check_folder(folder, ref)
     try:
-        run.finish("sweep", {"model": ref})
+        RunFolder(folder).finish("sweep", {"model": ref})
     except OSError as error:
         if no_room(error) is not None:
             raise
