@@ -7,13 +7,15 @@ import shutil
 
 import pytest
 
-from hf_prune import demo
+from hf_prune import PrunerConfig, demo
 from hf_prune.card_check import check_card
 from hf_prune.output import Finished, card_text
 from hf_prune.pictures import pictures
 from hf_prune.sweeping.record import Sweep, perplexity_ratio
 from hf_prune.sweeping.table import CSV_FILE, as_csv
 from tests.cards import CARDS, MADE, NAMES, folders, render
+
+README = (CARDS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def finished(folder):
@@ -91,13 +93,28 @@ def test_rendering_makes_the_same_cards_and_draws_the_pictures(tmp_path):
         assert {path.name for path in copy.glob("*.png")} == {path.name for path in folder.glob("*.png")}
 
 
-def test_table_and_readme_show_what_the_record_of_the_sweep_says():
+def readme_rows(head):
+    """Cells of the table of README that begins so, without its first column."""
+    table = README.partition(head)[2].partition("\n\n")[0]
+    return [line.strip("| ").split(" | ")[1:] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("name", ["sweep", "sweep-healed"])
+def test_the_table_of_a_sweep_is_what_its_record_says(name):
+    record = Sweep.load(CARDS / name)
+    assert (CARDS / name / CSV_FILE).read_text(encoding="utf-8") == as_csv(record)
+    assert {path.name for path in (CARDS / name).glob("*.png")} == {picture.file for picture in record.pictures}
+    recipe = PrunerConfig.from_pretrained(CARDS / "sweep").to_dict()
+    assert {k: recipe["calibration"][k] for k in ("dataset", "samples", "max_length")} == {
+        k: record.config["calibration"][k] for k in ("dataset", "samples", "max_length")
+    }
+    if record.heal:
+        assert record.config["healing"] == recipe["healing"]
+
+
+def test_readme_shows_what_the_record_of_the_sweep_says():
     record = Sweep.load(CARDS / "sweep")
-    assert (CARDS / "sweep" / CSV_FILE).read_text(encoding="utf-8") == as_csv(record)
-    assert {path.name for path in (CARDS / "sweep").glob("*.png")} == {picture.file for picture in record.pictures}
-    text = (CARDS.parent / "README.md").read_text(encoding="utf-8")
-    table = text.partition("| layers, or as large a share of the width |")[2].partition("\n\n")[0]
-    rows = [line.strip("| ").split(" | ")[1:] for line in table.splitlines()[2:]]
+    rows = readme_rows("| layers, or as large a share of the width |")
     knees = {knee.point for knee in record.knees}
     for column, method in enumerate(record.methods):
         for row, point in zip(rows, [p for p in record.points if p.method == method], strict=True):
@@ -107,3 +124,13 @@ def test_table_and_readme_show_what_the_record_of_the_sweep_says():
                 share = float(re.search(r"[−+][\d.]+", rest)[0].replace("−", "-"))
                 assert share == pytest.approx(-100 * point.share_removed, abs=0.0501)
             assert ("knee" in rest) == (point.name in knees)
+
+
+def test_readme_shows_what_the_record_of_the_healed_sweep_says():
+    record = Sweep.load(CARDS / "sweep-healed")
+    rows = readme_rows("ratio before → after; [model_cards/sweep-healed](model_cards/sweep-healed/sweep.csv)):\n\n")
+    for column, method in enumerate(record.methods):
+        for row, point in zip(rows, [p for p in record.points if p.method == method], strict=True):
+            shown = [float(cell) for cell in row[column].split(" → ")]
+            exact = [perplexity_ratio(figures, record.original) for figures in (point.pruned, point.healed)]
+            assert shown == pytest.approx(exact, abs=0.00501)

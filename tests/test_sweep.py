@@ -26,6 +26,7 @@ from hf_prune.sweeping.early import prepare
 from hf_prune.sweeping.record import Sweep, accuracy
 from hf_prune.sweeping.shared import _has_room
 from hf_prune.sweeping.sweep import sweep
+from hf_prune.sweeping.table import as_csv
 from hf_prune.sweeping.target import Target
 from tests.cli.support import fast, planted, recipe, tree
 from tests.evaluation.questions import write_task
@@ -371,7 +372,9 @@ def test_record_never_lies_beside_files_of_another_call(
 
 def test_csv_says_what_the_record_says(base: Path, tmp_path: Path) -> None:
     found = swept(base, tmp_path / "out", methods=["uidl", "slicegpt"])
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "sweep.csv").read_text())))
+    written = (tmp_path / "out" / "sweep.csv").read_text(encoding="utf-8")
+    assert written == as_csv(Sweep.load(tmp_path / "out"))  # a call that finds its points finished writes the same
+    rows = list(csv.DictReader(io.StringIO(written)))
     assert [(r["point"], r["stage"]) for r in rows] == [
         ("original", "original"), ("uidl-1", "pruned"), ("uidl-2", "pruned"), ("slicegpt-0.125", "pruned"),
         ("slicegpt-0.25", "pruned"),

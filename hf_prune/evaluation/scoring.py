@@ -118,6 +118,13 @@ def cut(
             f"text '{name}' has {len(sequences)} sequences with {predicted} tokens to predict; at least 2 are needed. "
             "The first token of a sequence is never predicted: give longer or more text"
         )
+    if predicted < clipped:
+        logger.warning(
+            "text '%s' has %d tokens to predict, fewer than one window of %d: its figures rest on little",
+            name,
+            predicted,
+            clipped,
+        )
     return found, clipped, step
 
 

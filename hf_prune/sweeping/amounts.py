@@ -75,7 +75,7 @@ def wanted_points(
             for count in counts:
                 own = config_of(config, name, drop_layers=count)
                 check_amount(own, depth, ref.id)
-                points.append(Wanted(f"{name}-{count}", own, count, "layers"))
+                points.append(Wanted(f"{name}-{count}", own, float(count), "layers"))
         else:
             points += _sliced(config, name, sizes, ref, model_config)
     twice = sorted({p.name for p in points if sum(q.name == p.name for q in points) > 1})

@@ -145,6 +145,21 @@ def test_empty_text_is_refused(sequences):
         measured(samples)
 
 
+def test_a_text_shorter_than_one_window_is_told(caplog):
+    samples = poem()
+    tokens = samples.tokens - len(samples.sequences)
+    model = model_of(limit=tokens + 1)
+    with caplog.at_level("WARNING", logger="hf_prune"):
+        perplexity(model, byte_tokenizer(), samples, name="poem", window=tokens)
+        assert not caplog.records
+        found = perplexity(model, byte_tokenizer(), samples, name="poem", window=tokens + 1)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"text 'poem' has {tokens} tokens to predict, fewer than one window of {tokens + 1}: its figures rest on "
+        "little"
+    ]
+    assert (found.tokens, found.window) == (tokens, tokens + 1)
+
+
 def test_a_window_beyond_the_model_is_clipped_and_told_once(caplog):
     with caplog.at_level("WARNING", logger="hf_prune"):
         found = measured(poem(), window=500, stride=None)
