@@ -53,12 +53,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Making .venv with $(PYTHON); the first time takes minutes."
 	@$(PYTHON) -m venv .venv
 	@$(PIP_INSTALL) torch
-	@$(PIP_INSTALL) --editable '.[heal,eval,dev]'
+	@$(PIP_INSTALL) --editable '.[heal,eval,space,dev]'
 	@touch $@
 
 $(INSTALLED_ALL): $(INSTALLED)
 	@echo "Adding every extra to .venv."
-	@$(PIP_INSTALL) --editable '.[all,dev]'
+	@$(PIP_INSTALL) --editable '.[all,browser,dev]'
 	@touch $@
 
 clean: ## Delete .venv and everything that was made.

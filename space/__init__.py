@@ -1,0 +1,1 @@
+"""The Gradio app; `app.py` is the page, the front matter of `README.md` is the Space's."""
