@@ -1,4 +1,4 @@
-"""What travels from the models to the page while two models write: frozen, plain, and the same for page, API and MCP."""
+"""What travels from the models to the page while two models write: the same for page, API and MCP."""
 
 from dataclasses import dataclass
 from typing import Literal
