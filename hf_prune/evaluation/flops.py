@@ -23,9 +23,13 @@ def _experts(rows: _Shape, weights: _Shape, *_: Any, out_shape: Any = None, **__
     return 2 * math.prod(rows) * weights[-1]
 
 
-# Kernels that torch's own counter passes over.
+# Kernels that torch's own counter passes over, or (those of GPUs, up to torch 2.11 at least) refuses where several
+# heads of queries share one of keys and values.
 _MORE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention: _attention,
+    torch.ops.aten._scaled_dot_product_efficient_attention: _attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention: _attention,
     torch.ops.aten._grouped_mm: _experts,
 }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_prune import Pruner
 from hf_prune.config import EvaluationConfig
 from hf_prune.evaluation import stage as stage_module
 from hf_prune.evaluation import timing as module
-from hf_prune.evaluation.flops import flops_per_token
+from hf_prune.evaluation.flops import _MORE, flops_per_token
 from hf_prune.evaluation.speed import Run
 from hf_prune.evaluation.timing import Contestant, take_turns
 from hf_prune.records import Evaluation
@@ -104,6 +105,17 @@ def test_flops_of_experts_by_hand(kind):
             dense += weight.numel()
     width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // 4)
     assert flops_per_token(model, 16) == 2 * (dense + experts) + 4 * 4 * 16 * width
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_flops_of_grouped_queries_on_a_gpu(kernel):
+    """The kernels of GPUs, called with shapes alone: torch's own formula for them knows no grouped queries."""
+    query, key = (torch.empty(1, heads, 16, 32, dtype=torch.float16, device="meta") for heads in (8, 2))
+    call = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")
+    rest = () if kernel == "flash" else (None, False)
+    with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
+        call(query, key, key, *rest)
+    assert counter.get_total_flops() == 2 * 8 * 16 * 16 * (32 + 32)
 
 
 def test_flops_of_half_the_blocks_are_less_and_training_mode_stays():
