@@ -3,7 +3,7 @@
 import gzip
 import itertools
 import json
-import os
+import random
 import re
 from dataclasses import replace
 
@@ -465,7 +465,7 @@ def test_missing_column(tmp_path):
         ("empty.jsonl", b""),
         ("empty.json", b""),
         ("empty.txt", b""),
-        ("empty.jsonl.gz", gzip.compress(b"")),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("blank.txt", b" \n \n"),
         ("blank.jsonl", b'{"text": ""}\n{"text": null}\n'),
     ],
@@ -487,8 +487,8 @@ def test_an_empty_file_among_others(tmp_path):
         ("broken.jsonl", b'{"text": "w1 w2"}\n{"text": "w3'),
         ("broken.txt", b"\xff\xfe\x00bad"),
         ("broken.parquet", b"not parquet"),
-        ("broken.txt.gz", gzip.compress(os.urandom(5000))[:3000]),
-        ("broken.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 5000)[:-20]),
+        ("broken.txt.gz", gzip.compress(random.Random(0).randbytes(5000), mtime=0)[:3000]),
+        ("broken.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 5000, mtime=0)[:-20]),
     ],
 )
 def test_broken_files(tmp_path, name, content):
