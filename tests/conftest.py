@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,12 @@ from .hub.fixtures import hub, hub_token, new_repo_id, start_session_hub, stop_s
 __all__ = ["hub", "hub_token", "new_repo_id"]
 
 start_session_hub()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all but the tests that are for them: the others compare bits with what a processor computes."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
