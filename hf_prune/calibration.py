@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -18,6 +17,7 @@ from hf_prune.config import PAPER, SAME, CalibrationConfig, EvaluationConfig, He
 from hf_prune.documents import Source, Token, open_stream
 from hf_prune.errors import ConfigError, DataError
 from hf_prune.methods import Method
+from hf_prune.progress import tqdm
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples, digest, hash_ids
 from hf_prune.selftext import model_limit

@@ -49,6 +49,11 @@ def facts(healing: Healing, output: str) -> dict[str, Any]:
 
 def held_out_table(healing: Healing) -> Markdown:
     """The held-out loss at each station of healing that was measured."""
+    return table(["station", "nats per token"], held_out_rows(healing))
+
+
+def held_out_rows(healing: Healing) -> list[list[str]]:
+    """The rows of `held_out_table` as plain text."""
     loss = healing.held_out
     stations = (
         ("original", loss.original),
@@ -58,7 +63,7 @@ def held_out_table(healing: Healing) -> Markdown:
         ("healed: adapter on unquantized weights", loss.adapter),
         ("healed: adapter merged", loss.merged),
     )
-    return table(["station", "nats per token"], [[name, number(v)] for name, v in stations if v is not None])
+    return [[name, number(v)] for name, v in stations if v is not None]
 
 
 def settings_table(healing: Healing) -> Markdown:

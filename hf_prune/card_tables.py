@@ -87,9 +87,14 @@ def text_use(data: TextUse) -> Markdown:
 
 def results_table(evaluation: Evaluation) -> Markdown:
     """Original, pruned and healed side by side; one row a figure, one column a model."""
+    return table(["", *[m.label for m in evaluation.models]], results_rows(evaluation))
+
+
+def results_rows(evaluation: Evaluation) -> list[list[str]]:
+    """The rows of `results_table` as plain text: the figure's name, and one cell a model."""
     models = evaluation.models
     on_cpu = evaluation.environment.device == "cpu"
-    rows = []
+    rows: list[list[str]] = []
     for name in _text_names(evaluation):
         texts = [next((p for p in m.perplexity if p.name == name), None) for m in models]
         rows.append([f"Perplexity, {name} ↓", *[_cell(p, _perplexity) for p in texts]])
@@ -115,7 +120,7 @@ def results_table(evaluation: Evaluation) -> Markdown:
         ["Prefill (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.prefill)) for m in models]],
         ["Decode (tokens per second) ↑", *[_cell(m.speed, lambda s: _rate(s.decode)) for m in models]],
     ]
-    return table(["", *[m.label for m in models]], rows)
+    return rows
 
 
 def results_notes(evaluation: Evaluation) -> Markdown:

@@ -51,7 +51,11 @@ def setting(result: TaskResult) -> str:
     return ", ".join(parts)
 
 
-def tasks_table(evaluation: Evaluation, keys: Sequence[Key], show: Callable[[float, float | None], str]) -> Markdown:
+Show = Callable[[float, float | None], str]
+"""Value and standard error as text."""
+
+
+def tasks_table(evaluation: Evaluation, keys: Sequence[Key], show: Show) -> Markdown:
     """One row a task, one column a model, with the stability of the answers below where it was measured.
 
     Args:
@@ -59,6 +63,11 @@ def tasks_table(evaluation: Evaluation, keys: Sequence[Key], show: Callable[[flo
         keys: rows.
         show: value and standard error as text.
     """
+    return table(["", *[m.label for m in evaluation.models]], tasks_rows(evaluation, keys, show))
+
+
+def tasks_rows(evaluation: Evaluation, keys: Sequence[Key], show: Show) -> list[list[str]]:
+    """The rows of `tasks_table` as plain text: the task's name, and one cell a model."""
     rows = []
     for wanted in keys:
         found = [find(m, wanted) for m in evaluation.models]
@@ -71,7 +80,7 @@ def tasks_table(evaluation: Evaluation, keys: Sequence[Key], show: Callable[[flo
             rows.append(
                 [f"Stability, {one_line(first.task, 100)} ↑", *["–" if s is None else show(s, None) for s in stable]]
             )
-    return table(["", *[m.label for m in evaluation.models]], rows)
+    return rows
 
 
 def notes(evaluation: Evaluation, chat_template: bool) -> Markdown:

@@ -36,22 +36,14 @@ def warnings(
         shipped: figures of the weights that the card accompanies.
     """
     found = list(healing.warnings) if healing else []
-    share = len(plan.dropped) / plan.model.num_layers
-    if plan.slicing is not None:
-        found += card_slicing.warnings(plan.slicing, MANY)
-    elif share > MANY:
-        found.append(
-            f"{len(plan.dropped)} of {plan.model.num_layers} layers ({share:.0%}) are gone. Free generation and "
-            "reasoning in several steps suffer first and most, before perplexity shows it."
-        )
+    found += card_slicing.warnings(plan.slicing, MANY) if plan.slicing is not None else too_many(plan)
     if not healing:
         found.append("The model was not trained after the cut.")
     if shipped is None:
         found.append("The weights in this repository were not evaluated.")
     if not base.on_hub:
         found.append(f"The base was a local model named {one_line(base.name)}, so no base model is linked.")
-    if plan.gap is not None and plan.gap_standard_error is not None and plan.gap < 2 * plan.gap_standard_error:
-        found.append("The runner-up lies within two standard errors: other layers could have been chosen as well.")
+    found += close_choice(plan)
     if scores is not None and scores.data.samples < FEW_SAMPLES:
         decided = "which layers go" if plan.slicing is None else "how wide each layer is"
         found.append(f"Only {scores.data.samples} samples decided {decided}.")
@@ -75,3 +67,21 @@ def warnings(
     if evaluation is not None and (evaluation.recovered or 0) < 0:
         found.append("Healing made the loss worse on the evaluation text.")
     return found
+
+
+def too_many(plan: Plan) -> list[str]:
+    """What to know where more layers go than published results bear."""
+    share = len(plan.dropped) / plan.model.num_layers
+    if share <= MANY:
+        return []
+    return [
+        f"{len(plan.dropped)} of {plan.model.num_layers} layers ({share:.0%}) are gone. Free generation and "
+        "reasoning in several steps suffer first and most, before perplexity shows it."
+    ]
+
+
+def close_choice(plan: Plan) -> list[str]:
+    """What to know where the scores hardly tell the chosen layers from others."""
+    if plan.gap is None or plan.gap_standard_error is None or plan.gap >= 2 * plan.gap_standard_error:
+        return []
+    return ["The runner-up lies within two standard errors: other layers could have been chosen as well."]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def read_header(path: Path) -> dict[str, Any]:
         state = "truncated" if size < end else "too long"
         raise CheckpointError(f"{path} is {state}: {size} bytes, its header promises {end}; download it again")
     return header
+
+
+def block_parameters(counts: Mapping[str, int], depth: int) -> tuple[int, ...] | None:
+    """Parameters of each block, by the names of tensors alone.
+
+    Args:
+        counts: name of each tensor, and how many numbers it holds.
+        depth: blocks that there are; what lies behind them is passed by.
+
+    Returns:
+        One count a block; None where the names don't tell them apart.
+    """
+    found = [0] * depth
+    for name, count in counts.items():
+        number = _BLOCK.search(name)
+        if number is not None and int(number[1]) < depth:
+            found[int(number[1])] += count
+    return tuple(found) if found and all(found) else None
 
 
 def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:

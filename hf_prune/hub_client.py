@@ -180,6 +180,11 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
     when = f"in {retry_after} s" if retry_after else "in a few minutes"
     if status == 401:
         todo = "the access token is missing, expired or mistyped: log in with `hf auth login`"
+    elif status == 402:
+        todo = (
+            "this has to be paid for: take what is free (for a Space, `--hardware zero-a10g` may be), or see "
+            "https://huggingface.co/settings/billing"
+        )
     elif status == 403:
         todo = f"this account may not do that to '{repo_id}': log in with a token that may write to this namespace"
     elif status == 404:

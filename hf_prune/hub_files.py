@@ -116,6 +116,14 @@ def holds_model(remote: Iterable[str]) -> bool:
     return any(path == "config.json" or matches(path, _STALE_WEIGHTS) for path in remote)
 
 
+def is_secret(path: str, content: bytes) -> bool:
+    """Whether a file is called like one that holds secrets, or an access token stands in it."""
+    if matches(path.lower(), _SECRETS):
+        return True
+    text = len(content) <= _SECRET_TEXT_BYTES and not path.endswith(".safetensors")
+    return text and _SECRET_TEXT.search(content) is not None
+
+
 def _is_cache(path: str) -> bool:
     parents = PurePosixPath(path).parts[:-1]
     return any((part.startswith(".") and part != ".eval_results") or part == "__pycache__" for part in parents)
@@ -131,10 +139,10 @@ def _must_not_leave(path: str, source: Path) -> bool:
     parents = PurePosixPath(path).parts[:-1]
     if any(fnmatchcase(part, pattern) for part in parents for pattern in _WORK_FOLDERS):
         return True
-    if matches(path, PICKLES) or matches(path, _TRAINER) or matches(path.lower(), _SECRETS):
+    if matches(path, PICKLES) or matches(path, _TRAINER):
         return True
     small = source.is_file() and source.stat().st_size <= _SECRET_TEXT_BYTES
-    return small and not path.endswith(".safetensors") and _SECRET_TEXT.search(source.read_bytes()) is not None
+    return is_secret(path, source.read_bytes() if small else b"")
 
 
 def _require_whole(folder: Path, paths: set[str]) -> None:

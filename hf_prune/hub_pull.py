@@ -13,6 +13,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError, RemoteEntryNotFo
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.hub_client import Token, client, hub_errors, retrying
 from hf_prune.hub_files import INDEX, PICKLES, SINGLE, matches
+from hf_prune.progress import hub_bars
 
 # Everything beside the weights that we read, or that has to travel on with them.
 COMPANIONS = (
@@ -130,20 +131,23 @@ def pull(
 
     def fetch(names: Sequence[str]) -> Path:
         exact = [glob.escape(name) for name in names]
-        return Path(retrying(lambda: api.snapshot_download(repo_id, revision=sha, allow_patterns=exact)))
+        bars = hub_bars()
+        return Path(
+            retrying(lambda: api.snapshot_download(repo_id, revision=sha, allow_patterns=exact, tqdm_class=bars))
+        )
 
     with hub_errors(f"download '{repo_id}'", repo_id, token=token, revision=sha):
         folder = fetch(["config.json"])
         names = _listing(repo_id, sha, folder)
         if weights:
-            _require_safetensors(repo_id, names)
+            require_safetensors(repo_id, names)
         companions = [name for name in names if _is_companion(name) or _is_extra(name, allow_patterns)]
         fetch(companions)
         if weights:
             wanted = [SINGLE] if SINGLE in names else [INDEX]
             fetch(wanted)
             if wanted == [INDEX]:
-                fetch(_shards(repo_id, folder / INDEX, names))
+                fetch(shards(repo_id, folder / INDEX, names))
     return folder
 
 
@@ -185,8 +189,16 @@ def _is_extra(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns) and not matches(name, PICKLES)
 
 
-def _require_safetensors(repo_id: str, names: Collection[str]) -> None:
-    """Refuse repos without safetensors weights that Transformers would read, before the first large download."""
+def require_safetensors(repo_id: str, names: Collection[str]) -> None:
+    """Refuse repos without safetensors weights that Transformers would read, before the first large download.
+
+    Args:
+        repo_id: model on the Hub.
+        names: paths of its files.
+
+    Raises:
+        CheckpointError: pickles only, or no weights at all.
+    """
     if SINGLE in names or INDEX in names:
         return
     root = [name for name in names if "/" not in name]
@@ -202,11 +214,20 @@ def _require_safetensors(repo_id: str, names: Collection[str]) -> None:
     raise CheckpointError(f"'{repo_id}' holds {found}; expected {SINGLE} or {INDEX}")
 
 
-def _shards(repo_id: str, index: Path, names: Collection[str]) -> list[str]:
-    """The shards that an index names, all of which the repo has to hold."""
+def shards(repo_id: str, index: Path, names: Collection[str]) -> list[str]:
+    """The shards that an index names, all of which the repo has to hold.
+
+    Args:
+        repo_id: model on the Hub.
+        index: the index, downloaded.
+        names: paths of the repo's files.
+
+    Raises:
+        CheckpointError: it is no index, or names files that are not there.
+    """
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{INDEX} of '{repo_id}' is not an index of shards: {error!r}") from error
     missing = [shard for shard in shards if shard not in names]
     if missing or not shards:

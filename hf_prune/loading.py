@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
 from hf_prune.records import ModelRef
 
 logger = logging.getLogger(__name__)
+
+LOADING = threading.RLock()
+"""Held while transformers builds a model: it sets torch's default dtype meanwhile, for all threads of the process."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -113,12 +117,12 @@ def read_config(folder: Path, name: str, *, trust_remote_code: bool = False) -> 
             f"config.json of '{name}' names no model_type; expected a causal language model saved by transformers "
             "(not a diffusion pipeline or another library's checkpoint)"
         )
-    if "auto_map" in raw and not trust_remote_code and not _known(raw["model_type"]):
+    if "auto_map" in raw and not trust_remote_code and not is_known(raw["model_type"]):
         raise ArchitectureError(
             f"'{name}' (model_type '{raw['model_type']}') needs code from its repo to load; read that code, then pass "
             "trust_remote_code=True (--trust-remote-code)"
         )
-    if "auto_map" not in raw and not _known(raw["model_type"]):
+    if "auto_map" not in raw and not is_known(raw["model_type"]):
         raise ArchitectureError(
             f"'{name}' has model_type '{raw['model_type']}', which this version of transformers doesn't know; "
             "expected a causal language model"
@@ -155,16 +159,17 @@ def load_model(
         CheckpointError: weights are missing or of another shape.
     """
     assert source.folder is not None
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        dtype=dtype,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they are listed, and refused below
-        **kwargs,
-    )
+    with LOADING:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+            **kwargs,
+        )
     model, info = loaded
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info[kind]}
     if wrong:
@@ -236,7 +241,8 @@ def dtype_of(name: str) -> str | torch.dtype:
     return name if name == "auto" else getattr(torch, name)
 
 
-def _known(model_type: Any) -> bool:
+def is_known(model_type: Any) -> bool:
+    """Whether transformers, or this package for its sliced models, has the architecture without code from a repo."""
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 

@@ -1,13 +1,17 @@
 """Which pictures a card holds, what each shows in words, and how it is drawn; all from records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from hf_prune.card_tables import number
 from hf_prune.card_tasks import quoted
 from hf_prune.markdown import one_line
 from hf_prune.plotting.figures import MOST_TASKS, benchmarks, importance, perplexities, ratios
 from hf_prune.records import Evaluation, Healing, Plan, Scores, Slicing, ranges
+
+if TYPE_CHECKING:
+    from hf_prune.plotting.drawing import Format
 
 PLOT_FILE = "scores.png"
 """Name of the heat map in a run folder and beside a card."""
@@ -25,6 +29,13 @@ COMPARISON_FILE = "comparison.png"
 """Name of the drawing of original, pruned and healed side by side beside a card."""
 
 
+class Draw(Protocol):
+    """Makes a picture; what draws is imported only then."""
+
+    def __call__(self, format: "Format" = "png") -> bytes:
+        """The picture as a PNG file, or as an `svg` element for a page."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture beside a card.
@@ -32,12 +43,12 @@ class Picture:
     Attributes:
         file: its name.
         alt: what it shows, for those who can't see it; plain text.
-        draw: makes the PNG; what draws is imported only then.
+        draw: makes it, as PNG unless asked otherwise.
     """
 
     file: str
     alt: str
-    draw: Callable[[], bytes]
+    draw: Draw
 
 
 def pictures(
@@ -70,10 +81,10 @@ def pictures(
 
 
 def _widths(slicing: Slicing) -> Picture:
-    def draw() -> bytes:
+    def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.layers import plot_widths
 
-        return plot_widths(slicing)
+        return plot_widths(slicing, format=format)
 
     alt = (
         f"Width of the residual stream in each of {len(slicing.widths)} layers: {_list(slicing.widths)}, of "
@@ -83,10 +94,10 @@ def _widths(slicing: Slicing) -> Picture:
 
 
 def _layer_map(plan: Plan, healed: bool) -> Picture:
-    def draw() -> bytes:
+    def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.layers import plot_layer_map
 
-        return plot_layer_map(plan, healed)
+        return plot_layer_map(plan, healed, format=format)
 
     stays = "kept and healed" if healed else "kept"
     alt = (
@@ -97,10 +108,10 @@ def _layer_map(plan: Plan, healed: bool) -> Picture:
 
 
 def _distances(scores: Scores, plan: Plan) -> Picture:
-    def draw() -> bytes:
+    def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.distances import plot_distances
 
-        return plot_distances(scores, plan)
+        return plot_distances(scores, plan, format=format)
 
     alt = (
         f"Heat map: {one_line(scores.measure, 60)} distance between the input and the output of every run of layers, "
@@ -114,10 +125,10 @@ def _distances(scores: Scores, plan: Plan) -> Picture:
 
 
 def _importance(scores: Scores, plan: Plan) -> Picture:
-    def draw() -> bytes:
+    def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.distances import plot_importance
 
-        return plot_importance(scores, plan)
+        return plot_importance(scores, plan, format=format)
 
     values, errors, name = importance(scores)
     low, high = (values.index(end) for end in (min(values), max(values)))
@@ -132,10 +143,10 @@ def _importance(scores: Scores, plan: Plan) -> Picture:
 def _comparison(evaluation: Evaluation) -> Picture:
     tasks = quoted(evaluation)[0]
 
-    def draw() -> bytes:
+    def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.comparison import plot_comparison
 
-        return plot_comparison(evaluation, tasks)
+        return plot_comparison(evaluation, tasks, format=format)
 
     parts = []
     for kind, groups in (

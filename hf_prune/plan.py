@@ -100,6 +100,17 @@ def allowed_blocks(recipe: Method, depth: int, name: str) -> range:
 
 
 def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None) -> Plan:
+    """Choose the layers that go, and log a warning where they are many; see `choose_plan`."""
+    plan = choose_plan(config, model, sizes, scores)
+    if len(plan.dropped) > GENERATION_WARNING_SHARE * model.num_layers:
+        logger.warning(
+            "%d of %d layers go, above %d %%: published results collapse around there, and generation suffers first",
+            len(plan.dropped), model.num_layers, round(100 * GENERATION_WARNING_SHARE),
+        )  # fmt: skip
+    return plan
+
+
+def choose_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None) -> Plan:
     """Choose the layers that go.
 
     Args:
@@ -123,7 +134,7 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
         choice = Choice(config.layers, f"{named.format(ranges(config.layers))} named by the user.")
     else:
         choice = _choose(config, recipe, model, sizes, scores)
-    plan = Plan(
+    return Plan(
         model=model,
         method=config.method,
         planner="named" if config.layers is not None else recipe.planner,
@@ -135,12 +146,6 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
         gap_standard_error=choice.gap_standard_error,
         scores=None if scores is None or config.layers is not None else scores_digest(scores),
     )
-    if len(plan.dropped) > GENERATION_WARNING_SHARE * model.num_layers:
-        logger.warning(
-            "%d of %d layers go, above %d %%: published results collapse around there, and generation suffers first",
-            len(plan.dropped), model.num_layers, round(100 * GENERATION_WARNING_SHARE),
-        )  # fmt: skip
-    return plan
 
 
 def _identity(model: ModelRef) -> tuple[str, int, str]:

@@ -6,6 +6,7 @@ Run as a program (`python -m hf_prune.reload FOLDER PROBE`) it is that other pro
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 Level = Literal["full", "streamed"]
 
 _LENGTH, _NEW = 16, 8
+
+_SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|KEY)(?:_PATH)?$", re.IGNORECASE)
 
 _UNREGISTERED = """
 import runpy, hf_prune.registration
@@ -117,7 +120,7 @@ def check_reload(
         # A sliced model is loaded as by somebody who has not this package: its own code, and nothing registered.
         start = ["-c", _UNREGISTERED] if shipped else ["-m", "hf_prune.reload"]
         command = [sys.executable, *start, str(folder), str(wanted), json.dumps(settings)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = _environment()
         if shipped:
             environment["HF_MODULES_CACHE"] = str(Path(scratch) / "modules")
         child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -134,6 +137,12 @@ def check_reload(
             "please report this with the model's config.json"
         )
     return level
+
+
+def _environment() -> dict[str, str]:
+    """What the child is given: it loads local files, some with code of their own, and needs no secret for that."""
+    kept = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 
 
 def _compare(folder: str, wanted_path: str, settings: dict[str, Any]) -> list[str]:

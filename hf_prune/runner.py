@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_prune.architecture import Decoder
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import ArchitectureError, MeasureError
 from hf_prune.precision import fast_arithmetic
+from hf_prune.progress import tqdm
 from hf_prune.samples import Batch
 
 

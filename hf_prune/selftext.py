@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.cache_utils import DynamicLayer
 
 from hf_prune.errors import ConfigError, DataError, MeasureError
 from hf_prune.precision import fast_arithmetic
+from hf_prune.progress import tqdm
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples, digest, hash_ids
 

@@ -28,6 +28,7 @@ def pins() -> dict[str, str]:
 def test_every_package_is_in_the_wheel() -> None:
     found = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "hf_prune").rglob("__init__.py")} | {
         "hf_prune.model_cards",
+        "hf_prune.space_page",
         "optimum.commands.register",
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
@@ -62,11 +63,12 @@ def test_imports_are_declared() -> None:
     extras = (EXTRAS[name] for name in ("heal", "eval", "optimum", "space"))
     declared = set(requirements(PROJECT["project"]["dependencies"], *extras))
     owners = packages_distributions()
+    known = {*sys.stdlib_module_names, "hf_prune", "spaces"}  # ZeroGPU brings `spaces`, which is of use nowhere else
     for file in (ROOT / "hf_prune").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hf_prune"}:
+            for name in {name.partition(".")[0] for name in names} - known:
                 # By its own name too: of Optimum, where it is not installed, only this package's file is there.
                 distributions = {canonicalize_name(distribution) for distribution in [*owners.get(name, []), name]}
                 assert distributions & declared, f"{file.relative_to(ROOT)} imports {name}, which is not declared"

@@ -14,6 +14,7 @@ from tests.cli.support import call, fast, parses, planted, recipe
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands
+BELOW = {(name, below): part for name, c in COMMANDS.items() for below, part in getattr(c, "commands", {}).items()}
 
 
 def blocks(language: str) -> list[str]:
@@ -35,18 +36,20 @@ def test_commands_of_the_readme(line: str) -> None:
 
 
 def test_flags_that_the_readme_names() -> None:
-    known = {name for command in COMMANDS.values() for option in command.params for name in option.opts}
+    commands = [*COMMANDS.values(), *BELOW.values()]
+    known = {name for command in commands for option in command.params for name in option.opts}
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.replace("`", " ")))
     assert flags and flags <= known | {"--help"}, flags - known
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_examples_that_work(name: str) -> None:
-    shown = call(name, "--help")
+@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), *BELOW], ids=" ".join)
+def test_help_has_examples_that_work(words: tuple[str, ...]) -> None:
+    shown = call(*words, "--help")
     assert shown.code == 0
     examples = [line.strip() for line in shown.out.partition("Examples:")[2].splitlines() if line.strip()]
     assert examples, shown.out
-    assert {parses(line) for line in examples} == {name}
+    assert {parses(line) for line in examples} == {words[0]}
+    assert all(line.startswith(" ".join(("hf-prune", *words))) for line in examples)
 
 
 def test_example_of_the_whole_program() -> None:
@@ -55,7 +58,14 @@ def test_example_of_the_whole_program() -> None:
 
 
 def test_a_line_that_does_not_fit_is_caught() -> None:
-    for line in ("hf-prune run org/model --drop-layer 8", "hf-prune shrink org/model", "hf-prune push out"):
+    for line in (
+        "hf-prune run org/model --drop-layer 8",
+        "hf-prune shrink org/model",
+        "hf-prune push out",
+        "hf-prune space deploy",
+        "hf-prune space close me/my-space",
+        "hf-prune space deploy me/my-space --hardwear t4-small",
+    ):
         with pytest.raises(AssertionError, match="hf-prune"):
             parses(line)
 

@@ -252,3 +252,22 @@ def test_child_stays_off_the_network(good, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(reload.subprocess, "run", run)
     check_reload(model, out, level="full")
     assert seen["env"]["HF_HUB_OFFLINE"] == "1" and seen["command"][:3] == [sys.executable, "-m", "hf_prune.reload"]
+
+
+def test_child_is_given_no_secrets(good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real child: what it can see is written down by a `sitecustomize` before anything else runs in it."""
+    model, out, _ = good
+    seen = tmp_path / "seen.json"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import json, os, sys\n"
+        f"open({str(seen)!r}, 'w').write(json.dumps([dict(os.environ), sys.argv, sys.orig_argv]))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OAUTH_CLIENT_SECRET", "HF_TOKEN_PATH", "SOME_API_KEY")
+    for name in names:
+        monkeypatch.setenv(name, f"canary-{name}")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert check_reload(model, out, level="full") == "full"
+    environment = json.loads(seen.read_text())[0]
+    assert "canary" not in seen.read_text() and not set(names) & set(environment)
+    assert environment["TOKENIZERS_PARALLELISM"] == "false" and environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"

@@ -2,7 +2,7 @@
 
 import typer
 
-from hf_prune.cli import evaluating, inspecting, publishing, running, staging, sweeping, verifying
+from hf_prune.cli import evaluating, inspecting, publishing, running, spacing, staging, sweeping, verifying
 
 app = typer.Typer(
     name="hf-prune",
@@ -90,6 +90,21 @@ app.command(
 app.command(
     "push", epilog=_examples("hf-prune push pruned me/model-pruned", "hf-prune push pruned me/model-pruned --dry-run")
 )(publishing.push_command)
+space = typer.Typer(rich_markup_mode=None)
+space.callback(
+    invoke_without_command=True,
+    epilog=_examples(
+        "hf-prune space", "hf-prune space --pair me/model-pruned --mcp", "hf-prune space deploy me/my-space"
+    ),
+)(spacing.space_command)
+space.command(
+    "deploy",
+    epilog=_examples(
+        "hf-prune space deploy me/my-space --dry-run",
+        "hf-prune space deploy me/my-space --pair me/model-pruned --hardware zero-a10g",
+    ),
+)(spacing.deploy_command)
+app.add_typer(space, name="space")
 app.command("info", epilog=_examples("hf-prune info org/model", "hf-prune info pruned --json"))(
     inspecting.info_command
 )

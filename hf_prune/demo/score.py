@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_prune.demo import model_folder
 from hf_prune.documents import Source, open_stream
 from hf_prune.errors import DataError
 from hf_prune.evaluation.perplexity import perplexity
+from hf_prune.progress import tqdm
 from hf_prune.records import Perplexity, TextUse
 from hf_prune.samples import Samples, batches, digest
 

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import DataError
 from hf_prune.evaluation.scoring import max_positions
 from hf_prune.precision import fast_arithmetic
+from hf_prune.progress import tqdm
 from hf_prune.records import Completion
 from hf_prune.runner import evaluating
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import DataError, MeasureError
+from hf_prune.progress import tqdm
 from hf_prune.samples import batches
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hf_prune.architecture.decoder import first_device
 from hf_prune.config import EvaluationConfig
 from hf_prune.evaluation.flops import flops_per_token
 from hf_prune.evaluation.speed import Run, fit_lengths, now, rate, speed_of, timed
+from hf_prune.progress import tqdm
 from hf_prune.records import ModelEvaluation, Rate, Speed
 
 _CHUNK = 2**24

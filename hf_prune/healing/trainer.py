@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_prune import serial
 from hf_prune.config import HealingConfig
 from hf_prune.errors import MeasureError
+from hf_prune.progress import tqdm
 from hf_prune.samples import Samples, batches
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from hf_prune.card_tasks import Key
-from hf_prune.plotting.drawing import LOOKS, canvas, png
+from hf_prune.plotting.drawing import LOOKS, Format, canvas, encode
 from hf_prune.plotting.figures import Group, benchmarks, perplexities, ratios
 from hf_prune.records import Evaluation
 
@@ -15,15 +15,16 @@ _WIDE = 20
 """Ratio of perplexities above which their axis is logarithmic: below, bars are honest from zero."""
 
 
-def plot_comparison(evaluation: Evaluation, tasks: Sequence[Key] = ()) -> bytes:
+def plot_comparison(evaluation: Evaluation, tasks: Sequence[Key] = (), format: Format = "png") -> bytes:
     """Draw what the evaluation found, one panel a kind of figure.
 
     Args:
         evaluation: of the original and at least one other model.
         tasks: benchmarks to show, at most `MOST_TASKS` of them.
+        format: of what is returned.
 
     Returns:
-        A PNG file.
+        A PNG file, or an `svg` element.
     """
     panels = {
         "perplexity": perplexities(evaluation),
@@ -45,7 +46,7 @@ def plot_comparison(evaluation: Evaluation, tasks: Sequence[Key] = ()) -> bytes:
     labels = dict.fromkeys(m.label for m in evaluation.models)
     handles = [Patch(facecolor=LOOKS[n][0], hatch=LOOKS[n][1], edgecolor="black", label=n) for n in labels]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    return png(figure)
+    return encode(figure, format)
 
 
 def _draw(axes: Axes, groups: Sequence[Group]) -> None:

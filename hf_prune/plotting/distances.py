@@ -8,7 +8,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.plotting.drawing import BLUE, VERMILION, new_figure, png
+from hf_prune.plotting.drawing import BLUE, VERMILION, Format, encode, new_figure
 from hf_prune.plotting.figures import importance
 from hf_prune.records import Plan, Scores, ranges
 
@@ -35,15 +35,16 @@ def windows_matrix(scores: Scores) -> np.ndarray:
     return matrix
 
 
-def plot_distances(scores: Scores, plan: Plan) -> bytes:
+def plot_distances(scores: Scores, plan: Plan, format: Format = "png") -> bytes:
     """Draw the distance between input and output of every run of layers, with the removed one marked.
 
     Args:
         scores: distances of all (start, size) pairs.
         plan: what was cut; its removed layers are marked where they are one run.
+        format: of what is returned.
 
     Returns:
-        A PNG file.
+        A PNG file, or an `svg` element.
 
     Raises:
         ConfigError: scores and plan speak of models with different numbers of layers.
@@ -67,18 +68,19 @@ def plot_distances(scores: Scores, plan: Plan) -> bytes:
         # A white edge below the red one: seen on dark and on light cells, and without red.
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=5))
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2))
-    return png(figure)
+    return encode(figure, format)
 
 
-def plot_importance(scores: Scores, plan: Plan) -> bytes:
+def plot_importance(scores: Scores, plan: Plan, format: Format = "png") -> bytes:
     """Draw one bar a layer, with its standard error; removed layers stand out by colour and hatch.
 
     Args:
         scores: distances of all pairs (shown: those across one layer), or one score a layer.
         plan: what was cut.
+        format: of what is returned.
 
     Returns:
-        A PNG file.
+        A PNG file, or an `svg` element.
 
     Raises:
         ConfigError: scores and plan speak of models with different numbers of layers, or scores that are not whole.
@@ -94,7 +96,7 @@ def plot_importance(scores: Scores, plan: Plan) -> bytes:
         kept = Patch(facecolor=BLUE, edgecolor="black", label="kept")
         gone = Patch(facecolor=VERMILION, edgecolor="black", hatch="///", label="removed")
         figure.legend(handles=[kept, gone], loc="outside upper right", ncols=2, frameon=False)
-    return png(figure)
+    return encode(figure, format)
 
 
 def _bars(axes: Axes, values: Sequence[float], errors: Sequence[float], gone: set[int]) -> None:

@@ -1,6 +1,7 @@
 """What all pictures share: size, colours that everyone can tell apart, and the same bytes for the same drawing."""
 
 import io
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +14,9 @@ GREY = "#999999"
 
 LOOKS = {"original": (GREY, ""), "pruned": (ORANGE, "//"), "healed": (GREEN, "..")}
 """Colour and hatch of each model: the hatch tells them apart in grey print too."""
+
+Format = Literal["png", "svg"]
+"""For a card, or for a page that has its own colours."""
 
 WIDTH = 7.0
 """Inches; 840 pixels, what a card shows without scaling."""
@@ -29,6 +33,15 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     """A `canvas` that holds one drawing."""
     figure = canvas(height)
     return figure, figure.add_subplot()
+
+
+def encode(figure: Figure, format: Format) -> bytes:
+    """The drawing as a PNG file, or as an `svg` element; see `hf_prune.plotting.vector`."""
+    if format == "png":
+        return png(figure)
+    from hf_prune.plotting.vector import svg
+
+    return svg(figure)
 
 
 def png(figure: Figure) -> bytes:

@@ -8,22 +8,23 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.plotting.drawing import BLUE, GREEN, ORANGE, new_figure, png
+from hf_prune.plotting.drawing import BLUE, GREEN, ORANGE, Format, encode, new_figure
 from hf_prune.records import Plan, Slicing
 
 _ROW = 16
 """Layers in a row of the map: 32 and 64 layers fall into even rows."""
 
 
-def plot_layer_map(plan: Plan, healed: bool) -> bytes:
+def plot_layer_map(plan: Plan, healed: bool, format: Format = "png") -> bytes:
     """Draw all layers of the base as cells: kept, removed, or kept and healed.
 
     Args:
         plan: which layers were dropped.
         healed: whether the layers that stayed were trained after the cut.
+        format: of what is returned.
 
     Returns:
-        A PNG file.
+        A PNG file, or an `svg` element.
     """
     layers, gone = plan.model.num_layers, set(plan.dropped)
     rows = math.ceil(layers / _ROW)
@@ -46,18 +47,21 @@ def plot_layer_map(plan: Plan, healed: bool) -> bytes:
         Patch(edgecolor="black", label="removed", **cut),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    return png(figure)
+    return encode(figure, format)
 
 
-def plot_widths(slicing: Slicing, title: str = "Width of the residual stream in each layer") -> bytes:
+def plot_widths(
+    slicing: Slicing, title: str = "Width of the residual stream in each layer", format: Format = "png"
+) -> bytes:
     """Draw the width in which each layer reads the residual stream, and its redundancy on a second axis.
 
     Args:
         slicing: how wide the model is.
         title: plain text, never a formula.
+        format: of what is returned.
 
     Returns:
-        A PNG file.
+        A PNG file, or an `svg` element.
 
     Raises:
         ConfigError: the redundancy speaks of another number of layers.
@@ -88,4 +92,4 @@ def plot_widths(slicing: Slicing, title: str = "Width of the residual stream in 
         second.set_ylabel("layer redundancy")
     figure.suptitle(title, parse_math=False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return png(figure)
+    return encode(figure, format)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_prune.activation_store import ActivationStore
@@ -17,6 +16,7 @@ from hf_prune.architecture import Decoder
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.precision import cast, faster_dtype
+from hf_prune.progress import tqdm
 from hf_prune.runner import Call, Walker, evaluating, first, run_block
 from hf_prune.samples import Batch, batches
 from hf_prune.slicing.blank import blank_model, check_filled

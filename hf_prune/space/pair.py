@@ -35,6 +35,8 @@ class Half:
         layers: blocks.
         parameters: tied ones once.
         bytes: of the weights once loaded.
+        dtype: of the weights once loaded, as torch calls it.
+        layer_parameters: parameters of each block; None where they are not known.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Half:
     layers: int
     parameters: int
     bytes: int
+    dtype: str = "float32"
+    layer_parameters: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

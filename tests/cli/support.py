@@ -119,7 +119,10 @@ def parses(line: str) -> str:
     command = group.commands.get(name)
     assert command is not None, f"{line}: there is no command {name}"
     try:
-        command.make_context(name, words, parent=group.make_context("hf-prune", [name]))
+        context = command.make_context(name, words, parent=group.make_context("hf-prune", [name]))
+        if rest := [*context._protected_args, *context.args]:  # of a command with commands of its own
+            below, command, words = command.resolve_command(context, rest)
+            command.make_context(below, words, parent=context)
     except typer.main._click.exceptions.UsageError as error:
         raise AssertionError(f"{line}: {error.format_message()}") from error
     return name

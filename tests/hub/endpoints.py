@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote
 import yaml
 
 from .calls import Answer, Call
-from .listing import describe, front_matter, tree_rows
+from .listing import SDKS, describe, front_matter, runtime, space_errors, tree_rows
 from .store import Entry, StoreError, is_large
 
 
@@ -33,11 +33,17 @@ def create_repo(call: Call) -> Answer:
     repo_type = asked.get("type") or "model"
     repo_id = f"{namespace}/{asked['name']}"
     private = asked.get("visibility") == "private" or bool(asked.get("private"))
+    if repo_type == "space" and asked.get("sdk") not in SDKS:
+        raise StoreError(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
     known = call.store.repos.get((repo_type, repo_id))
     if known is not None:
         error = "You already created this model repo"
         return Answer({"error": error, "url": f"{call.endpoint}/{known.path}"}, 409, {"X-Error-Message": error})
     repo = call.store.create(repo_type, repo_id, private, call.user.name or "")
+    if repo_type == "space":
+        repo.sdk, repo.hardware = asked["sdk"], asked.get("hardware") or "cpu-basic"
+        repo.variables = {variable["key"]: variable["value"] for variable in asked.get("variables") or ()}
+        call.store.save(repo)
     return Answer({"url": f"{call.endpoint}/{repo.path}", "name": repo.id, "id": repo.id})
 
 
@@ -61,14 +67,40 @@ def settings(call: Call) -> Answer:
     return Answer({"private": repo.private, "gated": repo.gated})
 
 
+def space_runtime(call: Call) -> Answer:
+    """What a Space runs on; here none is ever built."""
+    repo = call.repo()
+    return Answer(runtime(repo))
+
+
+def space_hardware(call: Call) -> Answer:
+    """Ask for other hardware."""
+    repo = call.writable()
+    repo.hardware = call.json()["flavor"]
+    call.store.save(repo)
+    return Answer(runtime(repo))
+
+
+def space_variables(call: Call) -> Answer:
+    """A Space's variables, after one was set where the request does so."""
+    repo = call.writable()
+    if asked := call.json():
+        repo.variables[asked["key"]] = asked["value"]
+        call.store.save(repo)
+    return Answer({key: {"value": value} for key, value in repo.variables.items()})
+
+
 def validate_yaml(call: Call) -> Answer:
-    """Check a card's front matter; one that does not parse is a 400."""
+    """Check a card's front matter; one that does not parse, or is none of a Space, is a 400."""
     errors, warnings = [], []
+    asked = call.json()
     try:
-        metadata = front_matter(call.json()["content"])
+        metadata = front_matter(asked["content"])
     except yaml.YAMLError as error:
         errors.append({"message": f"YAML does not parse: {error}"})
     else:
+        if asked.get("repoType") == "space":
+            errors += [{"message": message} for message in space_errors(metadata)]
         if not metadata:
             warnings.append({"message": "empty or missing yaml metadata in repo card"})
     return Answer({"errors": errors, "warnings": warnings}, 400 if errors else 200)
@@ -309,7 +341,9 @@ def download(call: Call) -> Answer:
 
 
 # A repo id is one or two path segments; the two-segment reading wins unless its second word is an endpoint's.
-_ENDPOINTS = "auth-check|branch|commit|commits|paths-info|preupload|refs|revision|settings|tag|tree"
+_ENDPOINTS = (
+    "auth-check|branch|commit|commits|hardware|paths-info|preupload|refs|revision|runtime|settings|tag|tree|variables"
+)
 _API = rf"/api/(?P<type>model|dataset|space)s/(?P<repo>[^/]+(?:/(?!(?:{_ENDPOINTS})(?:/|$))[^/]+)?)"
 _FILE = r"/(?:(?P<type>dataset|space)s/)?(?P<repo>[^/]+(?:/[^/]+)?)"
 _REVISION = r"/(?P<revision>[^/]+)"
@@ -325,6 +359,9 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[[Call], Answer]]] = [
         ("GET", _API, repo_info),
         ("GET", _API + r"/revision" + _REVISION, repo_info),
         ("PUT", _API + r"/settings", settings),
+        ("GET", _API + r"/runtime", space_runtime),
+        ("POST", _API + r"/hardware", space_hardware),
+        ("GET POST", _API + r"/variables", space_variables),
         ("GET", _API + r"/auth-check(?P<write>/write)?", auth_check),
         ("GET", _API + r"/tree" + _REVISION + r"(?:/(?P<path>.*))?", tree),
         ("POST", _API + r"/paths-info" + _REVISION, paths_info),

@@ -9,6 +9,10 @@ import yaml
 
 from .store import Commit, Repo, Store
 
+SDKS = ("gradio", "docker", "static")
+COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+SHORT = 60
+
 
 def tree_rows(commit: Commit) -> list[dict[str, Any]]:
     """Every file and folder of a commit, in the order of their paths."""
@@ -29,18 +33,19 @@ def describe(store: Store, repo: Repo, commit: Commit, blobs: bool = False) -> d
     card = _card(store, commit)
     config = _config(store, commit)
     library = card.get("library_name") or ("transformers" if "model_type" in config else None)
-    tags = [tag for tag in (library, card.get("pipeline_tag"), config.get("model_type")) if tag]
+    tags = [tag for tag in (library, card.get("pipeline_tag"), config.get("model_type")) if isinstance(tag, str)]
     tags += card.get("tags") or []
     tags += ["safetensors"] if any(path.endswith(".safetensors") for path in commit.files) else []
     bases = card.get("base_model") or []
-    tags += [f"base_model:{base}" for base in ([bases] if isinstance(bases, str) else bases)]
+    tags += [f"base_model:{base}" for base in (bases if isinstance(bases, list) else [bases])]
     tags += [f"license:{card['license']}"] if card.get("license") else []
     siblings: list[dict[str, Any]] = [{"rfilename": path} for path in commit.files]
     if blobs:
         for row, entry in zip(siblings, commit.files.values(), strict=True):
             row |= {"size": entry.size, "blobId": entry.oid}
             row |= {"lfs": {"sha256": entry.sha256, "size": entry.size, "pointerSize": 134}} if entry.large else {}
-    return {
+    of_space = {"sdk": repo.sdk, "runtime": runtime(repo)} if repo.type == "space" else {}
+    return of_space | {
         "_id": commit.sha[:24],
         "id": repo.id,
         "modelId": repo.id,
@@ -62,6 +67,22 @@ def describe(store: Store, repo: Repo, commit: Commit, blobs: bool = False) -> d
     }
 
 
+def runtime(repo: Repo) -> dict[str, Any]:
+    """What a Space runs on, as the Hub's API describes it."""
+    return {"stage": "BUILDING", "hardware": {"current": None, "requested": repo.hardware}, "gcTimeout": 172800}
+
+
+def space_errors(metadata: dict[str, Any]) -> list[str]:
+    """What the Hub refuses in a Space's front matter, one message each."""
+    found = [] if metadata.get("sdk") in SDKS else [f'"sdk" must be one of [{", ".join(SDKS)}]']
+    for key in ("colorFrom", "colorTo"):
+        if metadata.get(key, COLORS[0]) not in COLORS:
+            found.append(f'"{key}" must be one of [{", ".join(COLORS)}]')
+    if len(str(metadata.get("short_description", ""))) > SHORT:
+        found.append(f'"short_description" length must be less than or equal to {SHORT} characters long')
+    return found
+
+
 def front_matter(text: str) -> dict[str, Any]:
     """The YAML block at the top of a card."""
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
@@ -80,6 +101,7 @@ def _card(store: Store, commit: Commit) -> dict[str, Any]:
 def _config(store: Store, commit: Commit) -> dict[str, Any]:
     entry = commit.files.get("config.json")
     try:
-        return json.loads(store.blob(entry.sha256).read_bytes()) if entry else {}
-    except json.JSONDecodeError:
+        found = json.loads(store.blob(entry.sha256).read_bytes()) if entry else {}
+    except (ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}

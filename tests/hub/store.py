@@ -67,6 +67,9 @@ class Repo:
     private: bool = False
     gated: bool = False
     created: str = ""
+    sdk: str = ""
+    hardware: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
     allowed: list[str] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,48 @@
+"""Models to prune: a few to begin with, more by a search, and what one of them is before it is planned for."""
+
+from hf_prune.errors import HubError
+from hf_prune.space.asking import asking, hub, look
+from hf_prune.space.ids import is_hub_id
+from hf_prune.space.pair import Half, Visitor
+from hf_prune.space.weighing import weigh
+from hf_prune.space.wishes import hub_id
+
+SUGGESTED = (
+    "HuggingFaceTB/SmolLM2-135M",
+    "HuggingFaceTB/SmolLM2-360M",
+    "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen3-0.6B",
+)
+"""Small models with open licences."""
+
+_MOST, _LONGEST = 15, 96
+
+
+def search(text: str, visitor: Visitor) -> list[str]:
+    """Text generators whose name holds a text, the most used first; the suggested ones where nothing was found.
+
+    Args:
+        text: what somebody typed; whatever cannot stand in a name is passed by.
+        visitor: who asks.
+    """
+    wanted = "".join(c for c in text[:_LONGEST] if c.isascii() and (c.isalnum() or c in "/._-"))
+    if len(wanted) < 2:
+        return list(SUGGESTED)
+    try:
+        with asking("search the Hub", "the Hub", visitor):
+            models = hub(visitor).list_models(
+                search=wanted, filter="safetensors", pipeline_tag="text-generation", limit=_MOST, sort="downloads",
+                token=visitor.token,
+            )  # fmt: skip
+            return [model.id for model in models if is_hub_id(model.id)] or list(SUGGESTED)
+    except HubError:
+        return list(SUGGESTED)
+
+
+def describe(name: str, visitor: Visitor) -> Half:
+    """Layers and size of a model, by its headers.
+
+    Raises:
+        PruneError: it is none that could be pruned, or is not open to this visitor.
+    """
+    return weigh(look(hub_id(name), visitor), visitor).half

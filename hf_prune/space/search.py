@@ -1,0 +1,67 @@
+"""Pruned models on the Hub, by our tag."""
+
+from typing import Any, NamedTuple
+
+from huggingface_hub import get_session
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from hf_prune import __version__
+from hf_prune.errors import HubError
+from hf_prune.space import settings
+from hf_prune.space.asking import asking, hub
+from hf_prune.space.ids import is_hub_id
+from hf_prune.space.pair import DEMO, Visitor
+
+TAG = "hf-prune"
+_MOST = 20
+_LONGEST = 96
+_SECONDS = 10.0
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        names: pairs, the ones that are here already first.
+        message: why the Hub could not be searched; None where it was.
+    """
+
+    names: list[str]
+    message: str | None
+
+
+def search(text: str, visitor: Visitor) -> list[str]:
+    """Names of pairs that contain a text; see `find`."""
+    return find(text, visitor).names
+
+
+def find(text: str, visitor: Visitor) -> Found:
+    """Pairs whose name contains a text: the embedded one and the featured ones first, then those of the Hub.
+
+    Args:
+        text: what somebody typed; whatever cannot stand in a name is passed by.
+        visitor: who asks, and sees private models of their own.
+    """
+    wanted = "".join(c for c in text[:_LONGEST] if c.isascii() and (c.isalnum() or c in "/._-")).lower()
+    here = [DEMO, *(name for name in settings.current().featured if wanted in name.lower())]
+    names: list[str] = []
+    message = None
+    try:
+        with asking("search the Hub", "the Hub", visitor):
+            names = [name for name in _on_hub(wanted, visitor) if is_hub_id(name)]
+    except HubError as error:
+        message = str(error)
+    return Found(list(dict.fromkeys([*here, *names])), message)
+
+
+def _on_hub(text: str, visitor: Visitor) -> list[Any]:
+    """What `list_models(filter=TAG)` asks for, without its retries: for half a minute nothing would be found."""
+    answer = get_session().get(
+        f"{hub(visitor).endpoint}/api/models",
+        params={"filter": TAG, "limit": _MOST, "sort": "downloads", **({"search": text} if text else {})},
+        headers=build_hf_headers(token=visitor.token, library_name="hf-prune", library_version=__version__),
+        timeout=_SECONDS,
+    )
+    hf_raise_for_status(answer)
+    found = answer.json()
+    return [model.get("id") for model in found if isinstance(model, dict)] if isinstance(found, list) else []
