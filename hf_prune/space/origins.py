@@ -11,8 +11,8 @@ from hf_prune.space.settings import is_loopback
 def own(headers: Mapping[str, str]) -> bool:
     """Whether a visitor's sign-in counts for a request.
 
-    Browsers send cookies, and reach this machine, for any site that asks; they tell its origin. Programs tell none, and
-    have no cookies either.
+    Browsers send cookies, and reach this machine, for any site that asks; they tell its origin. Programs tell none,
+    and have no cookies either.
 
     Args:
         headers: of the request.

@@ -111,7 +111,8 @@ def write(
         seconds: most time they get.
 
     Returns:
-        What all have written, whenever there is more, at most every `INTERVAL`; the last state always.
+        What all have written, whenever there is more, at most every `INTERVAL`; first tokens and the last state are
+        never held back.
 
     Raises:
         PruneError: a model could not go on.
@@ -157,7 +158,7 @@ class _Desk:
         self._ids: list[list[int]] = [[] for _ in range(writers)]
         self._endings: list[Ended | None] = [None] * writers
         self._error: PruneError | None = None
-        self._news = False
+        self._news = self._urgent = False
 
     def reason(self) -> Ended | None:
         """Why nobody should write any more, if so."""
@@ -170,6 +171,7 @@ class _Desk:
         """One more token."""
         with self._changed:
             if self._endings[index] is None:
+                self._urgent = self._urgent or not self._ids[index]
                 self._ids[index].append(token)
                 self._tell()
 
@@ -191,15 +193,15 @@ class _Desk:
         self._changed.notify()
 
     def wait(self, earliest: float) -> None:
-        """Until there is something new, but not before `earliest`; at once where all is over."""
+        """Until there is something new, not before `earliest` but for first tokens; at once where all is over."""
         with self._changed:
             while self._error is None and not all(self._endings) and self.reason() is None:
                 rest = earliest - time.monotonic()
-                if rest <= 0 and self._news:
+                if self._urgent or (rest <= 0 and self._news):
                     break
                 # Nobody says when `stop` is set, so it is looked at from time to time.
                 self._changed.wait(rest if 0 < rest < INTERVAL else INTERVAL)
-            self._news = False
+            self._news = self._urgent = False
 
     def look(self) -> tuple[list[tuple[int, ...]], list[Ended | None]]:
         """All tokens so far, and who ended why. Told to stop, all end here, whatever a thread is still at.

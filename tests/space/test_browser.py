@@ -142,9 +142,11 @@ def test_stop_at_once(chromium: Any, url: str) -> None:
         page.wait_for_function("[...document.querySelectorAll('.hp-text')].slice(0, 2).every(e => e.innerText.trim())")
         start = time.perf_counter()
         page.click("#hp-stop")
-        page.wait_for_function("document.querySelector('.hp-status').innerText === 'Stopped.'")
+        try: page.wait_for_function("document.querySelector('.hp-status').innerText === 'Stopped.'", timeout=9000)
+        except Exception: raise AssertionError((status(page), page.locator("#hp-go").is_enabled(), page.locator("#hp-stop").is_enabled(), [len(t) for t in texts(page)]))
         page.wait_for_selector("#hp-go:not([disabled])")
         assert time.perf_counter() - start < 1
+        page.wait_for_timeout(1000)  # what was on its way
         left = texts(page)
         page.wait_for_timeout(1500)
         assert texts(page) == left and status(page) == "Stopped."

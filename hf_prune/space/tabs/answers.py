@@ -11,6 +11,7 @@ from hf_prune.space import render
 from hf_prune.space.frames import Frame
 from hf_prune.space.pair import Half
 
+_WAITING = "Waiting for a turn …"
 _FULL = "Too many visitors are waiting already, so this was not taken. Please try again in a minute."
 
 _HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -100,15 +101,15 @@ def awaiting(go: gr.Button, stop: gr.Button, status: gr.HTML, *starts: Callable[
         status: where it is said.
         starts: what else starts it than a click.
     """
-    said = _script(True, "Waiting for a turn …")
+    said = _script(True, _WAITING)
     gr.on([go.click, *starts], None, None, [go, stop, status], js=said, **_HIDDEN)
 
 
 def stoppable(running: Dependency, go: gr.Button, stop: gr.Button, status: gr.HTML) -> None:
     """Let the button stop what runs, and say where a run was not taken.
 
-    Stopping takes two steps, as Gradio shows what a step gives before it cancels, so that the last answers would come
-    on top. The second goes through the queue, whose messages come after those that are on their way.
+    Stopping takes two steps: it is shown at once, before Gradio cancels, so the last answers may still come on top. The
+    second step goes through the queue, whose messages come after those that are on their way.
 
     Args:
         running: the event.
@@ -117,8 +118,10 @@ def stoppable(running: Dependency, go: gr.Button, stop: gr.Button, status: gr.HT
         status: where it is said.
     """
     shown = [go, stop, status]
-    running.failure(None, None, shown, js=_script(False, render.problem(_FULL)), **_HIDDEN)
-    stopping = stop.click(None, None, None, cancels=running, queue=False, **_HIDDEN)
+    # What was stopped counts as failed too; only what still waits was not taken.
+    full = f"(said) => said === {json.dumps(_WAITING)} ? ({_script(False, render.problem(_FULL))})() : {json.dumps([gr.update(), gr.update(), gr.update()])}"
+    running.failure(None, status, shown, js=full, **_HIDDEN)
+    stopping = stop.click(None, None, shown, js=_script(False, "Stopped."), cancels=running, queue=False, **_HIDDEN)
     stopping.then(lambda: [*buttons(running=False), "Stopped."], None, shown, concurrency_limit=None, **_HIDDEN)
 
 

@@ -1,7 +1,7 @@
 """Make one: a model and a recipe, plan and cost first, then a job that ends in the visitor's account."""
 
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -17,6 +17,8 @@ from hf_prune.space.render import problem
 from hf_prune.space.tabs.shared import Shared, told, visitor
 from hf_prune.space.wishes import CHOICES, Wish, default_repo
 
+Profile: TypeAlias = gr.OAuthProfile | None
+Token: TypeAlias = gr.OAuthToken | None
 LAYERS, SHARE = "Layers", "Share"
 _KEEP = 3600  # seconds that a plan is held
 _THOUSAND = 1024
@@ -132,12 +134,12 @@ def _has_login() -> bool:
     return bool(os.environ.get("OAUTH_CLIENT_ID"))
 
 
-def _who(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None, request: gr.Request) -> Visitor:
+def _who(profile: Profile, token: Token, request: gr.Request) -> Visitor:
     """Who asks; nobody, where it is another site that does."""
     return visitor(profile, token) if origins.own(request.headers) else Visitor()
 
 
-def _arrive(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None, request: gr.Request) -> list[Any]:
+def _arrive(profile: Profile, token: Token, request: gr.Request) -> list[Any]:
     """Who came, and the job that they left running."""
     here, said = _who(profile, token, request), ""
     try:
@@ -148,9 +150,7 @@ def _arrive(profile: gr.OAuthProfile | None, token: gr.OAuthToken | None, reques
     return [here.name, shown, gr.update(interactive=here.name is not None), *_view(WORKSHOP.status(here.name))]
 
 
-def _search(
-    key: gr.KeyUpData, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None, request: gr.Request
-) -> Any:
+def _search(key: gr.KeyUpData, profile: Profile, token: Token, request: gr.Request) -> Any:
     """More models, for what was typed so far; keys that type nothing close the list, and it stays closed."""
     if len(str(key.key)) > 1 and key.key not in ("Backspace", "Delete"):
         return gr.skip()
@@ -160,8 +160,8 @@ def _search(
 def _model(
     name: str | None,
     owner: str | None,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
     request: gr.Request,
 ) -> list[Any]:
     """What was picked: a line about it, a name for its child, and how many layers can go."""
@@ -202,8 +202,8 @@ def _plan(
     tokens: float,
     repo: str,
     private: bool,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
     request: gr.Request,
 ) -> list[Any]:
     """Plan and cost, or why there are none."""
@@ -226,8 +226,8 @@ def _plan(
 def _go(
     made: Offer | None,
     owner: str | None,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
     request: gr.Request,
 ) -> list[Any]:
     """Begin, or say why not."""
