@@ -141,7 +141,7 @@ def pull(
         names = _listing(repo_id, sha, folder)
         if weights:
             require_safetensors(repo_id, names)
-        companions = [name for name in names if _is_companion(name) or _is_extra(name, allow_patterns)]
+        companions = [name for name in names if is_companion(name) or _is_extra(name, allow_patterns)]
         fetch(companions)
         if weights:
             wanted = [SINGLE] if SINGLE in names else [INDEX]
@@ -180,7 +180,8 @@ def _listing(repo_id: str, sha: str, folder: Path) -> list[str]:
     return sorted(entry.path for entry in entries)
 
 
-def _is_companion(name: str) -> bool:
+def is_companion(name: str) -> bool:
+    """Whether `pull` takes a file beside the weights."""
     shallow = "/" not in name or name.startswith("additional_chat_templates/")
     return shallow and matches(name, COMPANIONS) and not matches(name, ("*.index.json",))
 

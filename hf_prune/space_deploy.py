@@ -21,6 +21,7 @@ from hf_prune.errors import HubError
 from hf_prune.hub_client import Token, client, hub_errors, retrying
 from hf_prune.hub_commit import Change, Remote, commit, look, needed, require_held
 from hf_prune.hub_files import LocalFile, matches
+from hf_prune.space.ids import is_hub_id
 from hf_prune.space_wheel import Wheel, own_wheel
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def deploy(
         remote = look(api, repo_id, repo_type="space")
         _require_welcome(repo_id, remote, overwrite)
         earlier = _earlier_pairs(api, repo_id) if remote.exists else ()
-        pairs = tuple(pairs) or earlier
+        pairs = tuple(dict.fromkeys(pairs)) or earlier
         models = _models(api, pairs)
         files = _files(api, repo_id, own_wheel(Path(scratch), wheel), models, Path(scratch) / "files")
         names = {file.path for file in files}
@@ -170,7 +171,8 @@ def _require_welcome(repo_id: str, remote: Remote, overwrite: bool) -> None:
 def _earlier_pairs(api: HfApi, repo_id: str) -> tuple[str, ...]:
     """The pairs that a Space shows first by now."""
     known = retrying(lambda: api.get_space_variables(repo_id)).get(FEATURED)
-    return tuple(known.value.split(",")) if known is not None and known.value else ()
+    names = (known.value or "").split(",") if known is not None else ()
+    return tuple(name for name in map(str.strip, names) if is_hub_id(name))  # a person may have written it
 
 
 def _models(api: HfApi, pairs: Sequence[str]) -> tuple[str, ...]:
@@ -183,8 +185,10 @@ def _models(api: HfApi, pairs: Sequence[str]) -> tuple[str, ...]:
             raise HubError(f"'{pair}' was not made by hf-prune (no tag '{_TAG}'); expected a pruned model")
         if info.private:
             raise HubError(f"'{pair}' is private: visitors of a public Space could not open it; make it public first")
-        bases = (info.card_data.base_model if info.card_data is not None else None) or []
-        found += [info.id, *([bases] if isinstance(bases, str) else bases)]
+        named = info.card_data.base_model if info.card_data is not None else None
+        bases = named if isinstance(named, list) else [named]
+        # A card may hold anything; what is no Hub id, such as a folder, nobody could find.
+        found += [info.id, *(base for base in bases if is_hub_id(base, bare=True))]
     return tuple(dict.fromkeys(found))
 
 

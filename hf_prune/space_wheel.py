@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
@@ -165,7 +166,7 @@ def _checked(file: Path) -> Wheel:
             (described,) = (name for name in names if name.endswith(".dist-info/METADATA"))
             about = message_from_bytes(held.read(described))
             secret = next((name for name in sorted(names) if is_secret(name, held.read(name))), None)
-    except (OSError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise OutputError(f"'{file}' is not a wheel; expected hf_prune-VERSION-py3-none-any.whl") from error
     missing = [name for name in ("app.py", "README.md", "requirements.txt") if _PAGE + name not in names]
     name, version = str(about["Name"]), str(about["Version"])

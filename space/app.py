@@ -12,6 +12,7 @@ from starlette.middleware import Middleware  # noqa: E402
 
 from hf_prune.space import api, bounds, look, settings  # noqa: E402
 from hf_prune.space.tabs import anatomy, compare, cut, make, picking  # noqa: E402
+from hf_prune.space.tabs.shared import has_login  # noqa: E402
 
 _HEADER = """
 <div class="hp-header"><h1>hf-prune</h1>
@@ -25,7 +26,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="hf-prune: a language model with and without some of its layers") as page:
         with gr.Row(elem_classes="hp-top"):
             gr.HTML(_HEADER)
-            if settings.current().on_space:  # anywhere else Gradio would only play a login
+            if has_login():
                 gr.LoginButton(size="sm", scale=0, min_width=200)
         shared = picking.build()
         with gr.Tabs():
@@ -64,6 +65,8 @@ def launch(
         ConfigError: an environment variable of `hf_prune.space.settings` holds something else than it should.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    # Gradio is told no where nothing was said: in a hosted notebook it would share the page, with its owner's login.
+    share = settings.asks_to_share(os.environ) if share is None else share
     settings.use(settings.read(os.environ, host=host, shared=share, **limits))
     page = build()
     page.queue(max_size=settings.current().queue_size, default_concurrency_limit=None)
@@ -73,13 +76,16 @@ def launch(
         share=share,
         mcp_server=mcp,
         inbrowser=open_browser,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         ssr_mode=False,
         show_error=False,
         max_file_size=1,  # nothing on the page takes files
         app_kwargs={"middleware": [Middleware(bounds.Bounded)]},
         **look.launch_options(),
     )
+    api.answer_in_json(page)
+    if block:
+        page.block_thread()
     return page
 
 

@@ -272,6 +272,24 @@ def test_pairs_have_to_be_found_by_everybody(hub, new_repo_id, wheel):
     assert not hub.exists(repo, "space")
 
 
+@pytest.mark.parametrize("base", ["7", "{a: b}", "[{a: b}, null, 3]", "/home/me/base", '"org/a\\n- b"', "null"])
+def test_bases_that_are_no_hub_ids_are_left_out(hub, new_repo_id, wheel, base):
+    repo, pair = new_repo_id(), new_repo_id()
+    hub.add_repo(pair, {"README.md": f"---\ntags: [hf-prune]\nbase_model: {base}\n---\n"})
+    assert deploy(repo, pairs=[pair, pair], wheel=wheel, token=ALICE).models == (pair,)
+    assert SpaceCard(space_files(hub, repo)["README.md"].decode()).data.models == [pair]
+    assert HfApi(token=ALICE).get_space_variables(repo)[FEATURED].value == pair
+
+
+def test_pairs_that_a_person_wrote_into_the_variable_are_kept(hub, new_repo_id, wheel, pair):
+    repo = new_repo_id()
+    deploy(repo, wheel=wheel, token=ALICE)
+    HfApi(token=ALICE).add_space_variable(repo, FEATURED, f"demo, {pair} ,")
+    hub.reset()
+    assert deploy(repo, wheel=wheel, token=ALICE).models == (pair, "org/base")
+    assert not hub.asked("POST", "/variables")
+
+
 @pytest.mark.parametrize("path", ["app.py", NAME])
 def test_hub_that_holds_something_else_is_caught(hub, new_repo_id, wheel, path):
     hub.corrupt(rf"^{path}$")
@@ -319,6 +337,18 @@ def test_wheels_that_are_refused(hub, new_repo_id, tmp_path, changes, name, said
     with pytest.raises(OutputError, match=said):
         deploy(repo, wheel=make_wheel(tmp_path / "bad", changes, name), token=ALICE)
     assert not hub.exists(repo, "space")
+
+
+def test_damaged_wheel_is_refused(wheel, tmp_path):
+    damaged = tmp_path / NAME
+    with zipfile.ZipFile(wheel) as held, zipfile.ZipFile(damaged, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in held.namelist():
+            target.writestr(name, held.read(name))
+    content = damaged.read_bytes()
+    for place in (60, 80, 500):  # in the deflated data of the first file
+        damaged.write_bytes(content[:place] + b"\xff" * 12 + content[place + 12 :])
+        with pytest.raises(OutputError, match="is not a wheel"):
+            space_wheel.own_wheel(tmp_path, damaged)
 
 
 @pytest.mark.parametrize("content", [None, b"no zip", b"PK"])

@@ -63,13 +63,20 @@ def speed(
 
 @torch.inference_mode()
 def timed(
-    model: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch: int, runs: int = RUNS, seed: int = 0
+    model: PreTrainedModel,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    runs: int = RUNS,
+    warm_up: int = 1,
+    seed: int = 0,
 ) -> list[Run]:
     """Time reading a prompt (prefill) and writing after it (decode), as generation does both.
 
     Prefill is one forward pass with a fresh cache and the logits of the last position only; decode is one cached pass
-    for each new token, the likeliest one fed back. One uncounted run warms up. Prompts are random token ids: what they
-    say does not matter to how long they take, except that a mixture of experts spreads them more evenly than text.
+    for each new token, the likeliest one fed back. Prompts are random token ids: what they say does not matter to how
+    long they take, except that a mixture of experts spreads them more evenly than text.
 
     Args:
         model: the causal LM; put in eval mode, and back.
@@ -77,11 +84,12 @@ def timed(
         new_tokens: as from `fit_lengths`.
         batch: sequences at once.
         runs: counted runs.
+        warm_up: runs before, uncounted.
         seed: of the prompts.
     """
     ids = _prompts(model, batch, prompt_tokens, seed)
     with evaluating(model):
-        return [_run(model, ids, new_tokens) for _ in range(runs + 1)][1:]
+        return [_run(model, ids, new_tokens) for _ in range(warm_up + runs)][warm_up:]
 
 
 def speed_of(runs: Sequence[Run], *, prompt_tokens: int, new_tokens: int, batch: int, rounds: int = 1) -> Speed:

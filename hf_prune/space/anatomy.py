@@ -18,6 +18,7 @@ from hf_prune.pictures import LAYERS_FILE, WIDTHS_FILE, pictures
 from hf_prune.plotting.figures import importance
 from hf_prune.records import Evaluation, Plan, Scores, Slicing, TextUse, ranges
 from hf_prune.space.drawings import Drawing, drawn
+from hf_prune.space.ids import shown
 from hf_prune.space.layer_map import Cell
 from hf_prune.space.pair import Pair
 from hf_prune.space.record_checks import check_records
@@ -92,8 +93,8 @@ def anatomy(pair: Pair) -> Anatomy:
     try:
         check_records(pair.records)
         return _anatomy(pair)
-    except PruneError:
-        raise
+    except PruneError as error:  # in which a record may be quoted
+        raise type(error)(shown(error, 500)) from None
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the records of '{one_line(pair.name, 120)}' can't be shown: they hold figures that no measurement gives "

@@ -1,6 +1,7 @@
 """What programs call: the same functions as the page's, under names of their own, also as MCP tools."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,20 @@ def build() -> None:
     gr.api(plan, api_name="plan", concurrency_limit=None)
 
 
+def answer_in_json(page: gr.Blocks) -> None:
+    """Let the tools of a page that is served as an MCP server answer in JSON; Gradio writes dicts as Python does.
+
+    Args:
+        page: served; nothing is done where it serves no MCP clients.
+    """
+    server = page.mcp_server_obj
+    if server is not None:
+        text = server.types.TextContent
+        server.postprocess_output_data = lambda data, root_url: [  # type: ignore[method-assign]
+            text(type="text", text=json.dumps(output, ensure_ascii=False)) for output in data
+        ]
+
+
 def compare(
     pair: str,
     prompt: str,
@@ -26,6 +41,7 @@ def compare(
     seed: int = 0,
     profile: gr.OAuthProfile | None = None,
     token: gr.OAuthToken | None = None,
+    request: gr.Request | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Let a pruned language model and the one it was made from answer the same prompt, and measure both.
 
@@ -42,7 +58,7 @@ def compare(
     """
     try:
         sampling = Sampling(temperature, top_p, max_tokens, seed)
-        for frame in comparing.compare(pair, prompt, sampling, visitor(profile, token)):
+        for frame in comparing.compare(pair, prompt, sampling, visitor(profile, token, request)):
             yield dataclasses.asdict(frame)
     except Exception as error:
         raise _failure(error) from None
@@ -54,6 +70,7 @@ def plan(
     drop_layers: int,
     profile: gr.OAuthProfile | None = None,
     token: gr.OAuthToken | None = None,
+    request: gr.Request | None = None,
 ) -> dict[str, Any]:
     """Say which layers of a model would go, and what would be left of it, without running it.
 
@@ -61,11 +78,11 @@ def plan(
 
     Args:
         pair: "demo", or the Hub id of a model that was pruned with hf-prune, such as "org/model".
-        method: how layers are chosen, such as "uidl" or "shortgpt".
+        method: how layers are chosen: "uidl" or "simple".
         drop_layers: how many layers go.
     """
     try:
-        found = pairs.find(pair, visitor(profile, token))
+        found = pairs.find(pair, visitor(profile, token, request))
         return dataclasses.asdict(cutting.plan_cut(found, method, drop_layers))
     except Exception as error:
         raise _failure(error) from None

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Self
 
-from hf_prune.errors import PruneError
-from hf_prune.space import costing, gpu, pairs, settings
+from hf_prune.errors import CheckpointError, MeasureError, PruneError
+from hf_prune.space import costing, gpu, leaving, pairs, settings
 from hf_prune.space.frames import Frame, Sampling
 from hf_prune.space.pair import Loaded, Pair, Visitor
 from hf_prune.space.parting import part
@@ -77,7 +77,12 @@ def opened(pair: Pair, visitor: Visitor, then: Callable[[Loaded], Iterator[Frame
             while not told.empty():
                 status = told.get()
             yield Frame("loading", status)
-        yield from then(opening.loaded)
+        try:
+            yield from then(opening.loaded)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and no Exception: nobody would be told of it
+                raise
+            raise CheckpointError(f"a tokenizer of '{pair.name}' fails on this text; try another one") from None
 
 
 def frames(
@@ -118,7 +123,11 @@ def _afterwards(
     said = dict.fromkeys(_ENDED[state.ended] for state in states if state.ended in _ENDED)
     frame = replace(frame, stage="comparing", status="Comparing the answers …", notes=(*frame.notes, *said))
     yield frame
-    frame = replace(frame, parting=part(loaded, asked, states[0].ids, states[1].ids))
+    try:
+        with leaving.computing():
+            frame = replace(frame, parting=part(loaded, asked, states[0].ids, states[1].ids))
+    except MeasureError as error:  # the answers stand without it
+        frame = replace(frame, notes=(*frame.notes, f"The answers cannot be compared: {error}"))
     costs = costing.known(pair)
     if costs is None and not said:
         yield replace(frame, stage="timing", status="Timing the models, one after the other …")
@@ -168,10 +177,11 @@ class _Opening:
 
     def _work(self) -> None:
         try:
-            self._found = self._stack.enter_context(self._make())
+            with leaving.computing():
+                self._found = self._stack.enter_context(self._make())
         except PruneError as error:
             self._error = error
-        except Exception as error:
+        except BaseException as error:  # Rust's panics are no Exception; nobody may wait for ever
             told = " ".join(str(error).split())[:200]
             self._error = PruneError(f"the models cannot be loaded ({type(error).__name__}: {told}); try another pair")
         with self._lock:

@@ -1,18 +1,20 @@
-"""What each of two models takes: counted, and timed one after the other while nothing else runs here."""
+"""What each of two models takes: counted, and timed in turns, never together, while nothing else runs here."""
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_prune.architecture import layer_count
 from hf_prune.architecture.decoder import first_device, parameter_bytes
-from hf_prune.evaluation.speed import RUNS, fit_lengths, growth, now, speed_of, timed
+from hf_prune.evaluation.speed import Run, fit_lengths, growth, speed_of, timed
+from hf_prune.records import Speed
+from hf_prune.space import leaving
 from hf_prune.space.frames import Cost
 from hf_prune.space.pair import Half, Loaded, Pair
 
@@ -20,8 +22,9 @@ FRESH = 600.0
 """Seconds that figures of a pair are shown again instead of measured again."""
 
 _KEPT = 64
-_BUDGET = 1.5  # seconds of counted runs of a model, as far as more than one is counted
-_LENGTHS, _SHORT = (128, 16), (64, 8)  # tokens read and written
+_ROUNDS, _LEAST = 5, 2
+_BUDGET = 1.5  # seconds of rounds, beyond the least of them
+_LENGTHS, _SHORT = (128, 8), (64, 8)  # tokens read and written
 _LARGE = 400_000_000  # parameters from which a processor takes long for the first
 
 
@@ -87,7 +90,9 @@ def known(pair: Pair) -> Costs | None:
 
 
 def cost(loaded: Loaded, pair: Pair) -> Costs:
-    """What both models of a pair take; the second is timed when the first has ended, and never two pairs at once.
+    """What both models of a pair take; they take turns, so that what the machine does meanwhile falls on both.
+
+    No two models run at a time, and no two pairs are measured at a time.
 
     Args:
         loaded: the models.
@@ -102,16 +107,19 @@ def cost(loaded: Loaded, pair: Pair) -> Costs:
             return found
         before = _jobs.state()
         quiet = before[0] == 0
-        costs = tuple(_cost(model, quiet) for model in (loaded.original, loaded.pruned))
+        models = loaded.original, loaded.pruned
+        one, other = (_counted(model) for model in models)
+        memory, speed = _measured(models) if quiet else ((None, None), (None, None))
         if quiet and _jobs.state() == before:
-            made = Costs(costs[0], costs[1])
+            made = Costs(
+                replace(one, memory=memory[0], speed=speed[0]), replace(other, memory=memory[1], speed=speed[1])
+            )
             with _known_lock:
                 _known[pair.original, pair.pruned] = (time.monotonic(), made)
                 while len(_known) > _KEPT:
                     _known.popitem(last=False)
             return made
     note = "Speed and memory were not measured: another job runs on this machine. Try again when it has ended."
-    one, other = (Cost(c.layers, c.parameters, c.bytes, None, None) for c in costs)
     return Costs(one, other, (note,))
 
 
@@ -121,18 +129,42 @@ def forget() -> None:
         _known.clear()
 
 
-@torch.inference_mode()
-def _cost(model: PreTrainedModel, measure: bool) -> Cost:
+def _counted(model: PreTrainedModel) -> Cost:
     layers = layer_count(model.config.get_text_config(decoder=True))
-    parameters, size = sum(p.numel() for p in model.parameters()), parameter_bytes(model)
-    if not measure:
-        return Cost(layers, parameters, size, None, None)
-    device = first_device(model)
-    reads, writes = fit_lengths(model, *(_SHORT if device.type == "cpu" and parameters > _LARGE else _LENGTHS))
-    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    started = now(device)
-    # The models have just written, so that this run meets nothing that is set up only once.
-    memory = size + growth(lambda: timed(model, prompt_tokens=reads, new_tokens=writes, batch=1, runs=0), gpus)
-    runs = max(1, min(RUNS, int(_BUDGET / (now(device) - started)) - 1))
-    found = timed(model, prompt_tokens=reads, new_tokens=writes, batch=1, runs=runs)
-    return Cost(layers, parameters, size, memory, speed_of(found, prompt_tokens=reads, new_tokens=writes, batch=1))
+    return Cost(layers, sum(p.numel() for p in model.parameters()), parameter_bytes(model), None, None)
+
+
+@torch.inference_mode()
+def _measured(models: tuple[PreTrainedModel, PreTrainedModel]) -> tuple[list[int], list[Speed]]:
+    """Most bytes that each takes, and how fast each is, over rounds in which both have one run."""
+    turns = [_Turn(model) for model in models]
+    memory = [turn.memory() for turn in turns]  # warms up, too
+    runs: tuple[list[Run], ...] = tuple([] for _ in turns)
+    started, rounds = time.perf_counter(), 0
+    while rounds < _LEAST or (rounds < _ROUNDS and time.perf_counter() - started < _BUDGET):
+        rounds += 1
+        for turn, found in zip(turns, runs, strict=True):
+            found += turn.run()
+    return memory, [turn.speed(found, rounds) for turn, found in zip(turns, runs, strict=True)]
+
+
+class _Turn:
+    """A model that is run now and then, always over the same work."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, device = model, first_device(model)
+        large = device.type == "cpu" and sum(p.numel() for p in model.parameters()) > _LARGE
+        reads, writes = fit_lengths(model, *(_SHORT if large else _LENGTHS))
+        self._lengths = {"prompt_tokens": reads, "new_tokens": writes, "batch": 1}
+
+    def run(self) -> list[Run]:
+        """Once, and counted."""
+        with leaving.computing():
+            return timed(self._model, **self._lengths, runs=1, warm_up=0)
+
+    def memory(self) -> int:
+        gpus = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
+        return parameter_bytes(self._model) + growth(self.run, gpus)
+
+    def speed(self, runs: list[Run], rounds: int) -> Speed:
+        return speed_of(runs, **self._lengths, rounds=rounds)

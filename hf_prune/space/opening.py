@@ -1,5 +1,6 @@
 """From a repo on the Hub to a model in memory: downloaded, held against what it should be, loaded, healed."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from hf_prune.space import disk, settings
 from hf_prune.space.asking import look
 from hf_prune.space.ids import shown, without_paths
 from hf_prune.space.pair import Half, Visitor
-from hf_prune.space.weighing import read_config, weight_names
+from hf_prune.space.weighing import companions, read_config, weight_names
 from hf_prune.verify_healing import check_healing
 
 _BUFFERS = 64 * 10**6
 """Bytes that a model may compute beside its weights, such as tables of positions."""
+
+
+_MOST_GROWTH, _MOST_TOKEN = 1000, 4096
+"""Characters that a tokenizer may make of one, and those of a token."""
 
 
 def load_half(
@@ -47,9 +52,10 @@ def load_half(
     assert half.commit is not None
     repo = look(half.name, visitor, half.commit)
     beside = () if adapter is None else (f"{ADAPTER}/{CONFIG}", f"{ADAPTER}/{WEIGHTS}")
-    wanted = {name: repo.files.get(name, 0) for name in (*weight_names(repo, visitor), *beside)}
+    weights = {name: repo.files.get(name, 0) for name in (*weight_names(repo, visitor), *beside)}
+    wanted = companions(repo) | weights
     with disk.room(half.name, half.commit, wanted):
-        if size := disk.missing(half.name, half.commit, wanted):
+        if size := disk.missing(half.name, half.commit, weights):
             progress(f"Downloading {half.name} ({size / 1e9:.2f} GB) …")
         folder = hub_pull.pull(half.name, half.commit, visitor.token, allow_patterns=beside)
         progress(f"Loading {half.name} …")
@@ -64,7 +70,9 @@ def _guarded(load: Callable[[], Any], name: str) -> Any:
         raise type(error)(shown(without_paths(str(error), name), 500)) from None
     except (MemoryError, torch.OutOfMemoryError):
         raise ConfigError(f"there is no memory left for '{name}'; try again later, or pick a smaller model") from None
-    except Exception as error:  # there is nothing that a stranger's files cannot make transformers raise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a stranger's files raise anything; Rust's panics are no Exception
         said = shown(without_paths(str(error), name), 200)
         raise CheckpointError(f"'{name}' cannot be loaded: {type(error).__name__}: {said}") from None
 
@@ -77,7 +85,12 @@ def _load(half: Half, folder: Path, adapter: Healing | None) -> tuple[PreTrained
     with loading.LOADING, torch.device("meta"):  # nothing is allocated, whatever sizes the config names
         _check_size(AutoModelForCausalLM.from_config(config, trust_remote_code=False), half, dtype)
     source = loading.Source(ModelRef(half.name, half.commit, text.model_type, half.layers), folder, True)
+    _check_growth(folder / "tokenizer.json", half.name)
     tokenizer = loading.load_tokenizer(source, trust_remote_code=False)
+    if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > _MOST_TOKEN:
+        raise CheckpointError(
+            f"the tokenizer of '{half.name}' has a token of {longest:,} characters; no model has that"
+        )
     model = loading.load_model(source, dtype=dtype, trust_remote_code=False)
     if adapter is not None:
         _heal(model, folder / ADAPTER, adapter, half.name)
@@ -94,6 +107,26 @@ def _check_size(meta: nn.Module, half: Half, dtype: torch.dtype) -> None:
             f"'{half.name}' takes {(weights + beside) / 1e9:.2f} GB by its config and {half.bytes / 1e9:.2f} GB by "
             "its weights; ask its owner to repair it"
         )
+
+
+def _check_growth(path: Path, name: str) -> None:
+    """Refuse a tokenizer that makes very much of little text: replacements in replacements fill any memory."""
+    try:
+        raw = serial.read_json(path) if path.is_file() else {}
+    except PruneError:
+        return  # that it is none, its loader says
+    parts = ("normalizer", "pre_tokenizer", "decoder")
+    if isinstance(raw, dict) and max(_growth(raw.get(part)) for part in parts) > _MOST_GROWTH:
+        raise CheckpointError(f"the tokenizer of '{name}' makes more than {_MOST_GROWTH} characters of one")
+
+
+def _growth(value: Any) -> int:
+    """How many characters one may become, by all replacements in a part of a tokenizer."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    grown = math.prod(map(_growth, inner))
+    if isinstance(value, dict) and isinstance(content := value.get("content"), str):
+        grown *= max(1, len(content))
+    return min(grown, _MOST_GROWTH + 1)
 
 
 def _heal(model: PreTrainedModel, folder: Path, healing: Healing, name: str) -> None:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import logging
-import math
+import sys
 import threading
+import time
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -20,9 +24,10 @@ logger = logging.getLogger(__name__)
 HOTTEST = 5.0
 """Highest temperature: far above, all tokens are drawn alike."""
 
-_SEEDS = 2**63 - 1
+_LARGEST = 2**63 - 1  # seeds and counts are integers of 64 bits
 # Left-to-right and right-to-left marks, embeddings, overrides, isolates: they reorder what is around them.
 _BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_TEMPLATE_SECONDS, _TEMPLATE_CHARS = 5.0, 1_000_000
 _MARK = "hfPruneVisitorPrompt"
 # Settings of a tokenizer's core are changed for a call: two calls at a time would mix them.
 _ENCODING = threading.Lock()
@@ -55,20 +60,21 @@ def check_sampling(sampling: Sampling) -> Sampling:
         sampling,
         temperature=_number(sampling.temperature, "temperature", 0, HOTTEST),
         top_p=_number(sampling.top_p, "top_p", 0, 1, above=True),
-        max_new_tokens=int(_number(sampling.max_new_tokens, "max_new_tokens", 1, whole=True)),
-        seed=int(_number(sampling.seed, "seed", 0, _SEEDS, whole=True)),
+        max_new_tokens=int(_number(sampling.max_new_tokens, "max_new_tokens", 1, _LARGEST, whole=True)),
+        seed=int(_number(sampling.seed, "seed", 0, _LARGEST, whole=True)),
     )
 
 
-def _number(
-    value: Any, name: str, least: float, most: float = math.inf, *, whole: bool = False, above: bool = False
-) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value > most or (value <= least if above else value < least) or (whole and value != int(value)):
+def _number(value: Any, name: str, least: float, most: float, *, whole: bool = False, above: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number and (least < value if above else least <= value) and value <= most  # which NaN never does
+    if not fits or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         bounds = f"above {least}" if above else f"from {least}"
-        bounds += "" if math.isinf(most) else f" to {most}"
-        raise ConfigError(f"{name}={str(value)[:40]!s}; expected {kind} {bounds}")
+        # Python refuses to spell out whole numbers of very many digits.
+        long = isinstance(value, int) and value.bit_length() > 128
+        given = f"a number of {value.bit_length():,} bits" if long else str(value)[:40]
+        raise ConfigError(f"{name}={given}; expected {kind} {bounds} to {most}")
     return value
 
 
@@ -170,12 +176,35 @@ def _rendered(tokenizer: Tokenizer, prompt: str) -> str:
     """The prompt in the chat template; a template is code of whoever made the repo, in transformers' sandbox."""
     messages = [{"role": "user", "content": prompt}]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        with _in_time(_TEMPLATE_SECONDS):
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # it may raise whatever it likes
         logger.debug("a chat template failed", exc_info=error)
         raise DataError(
             f"the chat template of this model fails ({type(error).__name__}); switch the chat template off"
         ) from error
+    if len(text) > _TEMPLATE_CHARS:
+        raise DataError(
+            f"the chat template of this model makes {len(text):,} characters of the prompt; switch the chat template off"
+        )
+    return text
+
+
+@contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in a template that goes on for longer: loops in loops would hold up all visitors."""
+    deadline, before = time.monotonic() + seconds, sys.gettrace()
+
+    def look(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        return look if frame.f_code.co_filename == "<template>" else None  # nothing else is looked at line by line
+
+    sys.settrace(look)  # of this thread alone
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _tokens(tokenizer: Tokenizer, text: str, *, front: bool, split: bool) -> list[int]:

@@ -119,11 +119,14 @@ def costs(frame: Frame, label: str = "pruned") -> str:
         _row("Parameters", before, after, lambda c: c.parameters, scaled),
         _row("Weights", before, after, lambda c: c.bytes, _bytes),
         _row("Memory while writing", before, after, lambda c: c.memory, _bytes),
-        _row("Reading, tokens/s", before, after, lambda c: _median(c, "prefill"), _rate),
-        _row("Writing, tokens/s", before, after, lambda c: _median(c, "decode"), _rate),
+        _speeds("Reading, tokens/s", before, after, "prefill"),
+        _speeds("Writing, tokens/s", before, after, "decode"),
     ]
     head = f"<th scope='col'>Original</th><th scope='col'>{inert(label.capitalize())}</th><th scope='col'>Change</th>"
-    note = "Speed and memory were measured one model after the other, never while both ran."
+    note = (
+        "Speed and memory were measured one model after the other, in turns, never while both ran. Speeds are "
+        "medians, with the slowest and the fastest turn; where those of both models overlap, no change is told."
+    )
     return (
         '<table class="hp-costs"><caption>What it costs, what it saves</caption>'
         f"<thead><tr><td></td>{head}</tr></thead>"
@@ -185,8 +188,26 @@ def _row(
 ) -> str:
     """A row; the change only where both figures are there."""
     old, new = (None if cost is None else value(cost) for cost in (before, after))
-    cells = "".join(f"<td>{'–' if number is None else show(number)}</td>" for number in (old, new))
-    return f"<tr><th scope='row'>{title}</th>{cells}<td>{_change(old, new)}</td></tr>"
+    return _cells(title, *("–" if number is None else show(number) for number in (old, new)), _change(old, new))
+
+
+def _speeds(title: str, before: Cost | None, after: Cost | None, name: str) -> str:
+    """A row of speeds with their spread, and a change only where it is more than that."""
+    old, new = (None if cost is None or cost.speed is None else getattr(cost.speed, name) for cost in (before, after))
+    change = _change(old and old.median, new and new.median)
+    if old and new and old.minimum <= new.maximum and new.minimum <= old.maximum:
+        change = "within the spread"
+    return _cells(title, _spread(old), _spread(new), change)
+
+
+def _spread(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
+    return f"{_rate(rate.median)} <small>({_rate(rate.minimum)}–{_rate(rate.maximum)})</small>"
+
+
+def _cells(title: str, *cells: str) -> str:
+    return f"<tr><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _change(old: float | None, new: float | None) -> str:
@@ -205,8 +226,3 @@ def _bytes(number: float) -> str:
 
 def _rate(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
-
-
-def _median(cost: Cost, name: str) -> float | None:
-    rate: Rate | None = None if cost.speed is None else getattr(cost.speed, name)
-    return None if rate is None else rate.median

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from hf_prune import serial
 from hf_prune.errors import ConfigError, PruneError
 from hf_prune.hub_files import RECIPE
 from hf_prune.output import OUTPUT_FILE, Finished
@@ -18,6 +19,7 @@ from hf_prune.space.pair import Visitor
 MOST_LAYERS = 1024
 _COMMIT = re.compile("[0-9a-f]{40}")
 MOST_WIDTH = 1 << 20
+_MOST_NAME, _MOST_FIGURE = 300, 1e12
 
 _NEEDED = (RECIPE, f"{RECORDS}/{OUTPUT_FILE}", f"{RECORDS}/{Plan.FILE}")
 _OTHERS = tuple(f"{RECORDS}/{record.FILE}" for record in (Scores, Healing, Evaluation))
@@ -102,6 +104,9 @@ def _check(finished: Finished) -> None:
     _expect(1 <= depth <= MOST_LAYERS, f"the plan speaks of {shown(depth, 24)} layers; expected 1 to {MOST_LAYERS}")
     commit = plan.model.revision
     _expect(commit is None or bool(_COMMIT.fullmatch(commit)), "the plan names a commit of its original that is none")
+    models = [record.model for record in (plan, finished.scores) if record is not None]
+    names = [plan.method, *(name for model in models for name in (model.id, model.model_type))]
+    _expect(max(map(len, names)) <= _MOST_NAME, f"they name a method or a model in more than {_MOST_NAME} characters")
     for step in plan.operations:
         inside = all(0 <= layer < depth for layer in step.layers)
         _expect(inside, f"the plan acts on layers that the {depth} of the model don't have")
@@ -123,6 +128,13 @@ def _check(finished: Finished) -> None:
             _expect(square, f"the scores are no table of {depth + 1} × {depth + 1} distances")
         for row in (scores.layers, scores.layer_standard_errors):
             _expect(len(row) in (0, depth), f"the scores speak of {len(row)} layers; expected {depth}")
+        figures = [abs(figure) for row in (*scores.distances, scores.layers) for figure in row]
+        errors = [error for row in (*scores.standard_errors, scores.layer_standard_errors) for error in row]
+        possible = all(0 <= figure <= _MOST_FIGURE for figure in (*figures, *errors))
+        _expect(possible, "the scores hold figures that no measurement gives")
+    for record in (plan, scores, finished.healing, finished.evaluation):
+        if record is not None:
+            serial.dumps(record.to_dict()).encode()  # refuses halves of characters, which could not be sent to a page
     if finished.evaluation is not None:
         labels = [model.label for model in finished.evaluation.models]
         _expect(len(set(labels)) == len(labels), "the evaluation measures one model twice")

@@ -30,11 +30,6 @@ class Found(NamedTuple):
     message: str | None
 
 
-def search(text: str, visitor: Visitor) -> list[str]:
-    """Names of pairs that contain a text; see `find`."""
-    return find(text, visitor).names
-
-
 def find(text: str, visitor: Visitor) -> Found:
     """Pairs whose name contains a text: the embedded one and the featured ones first, then those of the Hub.
 

@@ -99,7 +99,7 @@ def read(
         ConfigError: a variable holds no amount, or no Hub id.
     """
     host = environ.get("GRADIO_SERVER_NAME", "127.0.0.1") if host is None else host
-    shared = environ.get("GRADIO_SHARE", "").lower() in ("1", "true") if shared is None else shared
+    shared = asks_to_share(environ) if shared is None else shared
     on_space = bool(environ.get("SPACE_ID"))
     hardware, memory, model = _hardware(environ, on_space)
     given_memory = _amount(environ, "HF_PRUNE_SPACE_MEMORY_GB")
@@ -117,6 +117,11 @@ def read(
         local_login=not on_space and not shared and is_loopback(host),
     )
     return replace(found, **changes)
+
+
+def asks_to_share(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for a public link."""
+    return environ.get("GRADIO_SHARE", "").lower() in ("1", "true")
 
 
 def memory_limit(root: Path = Path("/")) -> int:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from hf_prune import hub_pull, loading
 from hf_prune.architecture import check_causal, layer_count
+from hf_prune.checkpoint import block_parameters
 from hf_prune.errors import ArchitectureError, CheckpointError, PruneError
 from hf_prune.healing.adapter import CONFIG
 from hf_prune.hub_files import INDEX, SINGLE, matches
@@ -25,6 +26,7 @@ from hf_prune.space.repo_records import small_files
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _MOST_CONFIG, _MOST_INDEX, _MOST_COMPANION = 10**6, 32 * 10**6, 64 * 10**6
+_MOST_BESIDE = 4 * _MOST_COMPANION
 _MOST_SHARDS, _MOST_TENSORS, _MOST_HEADER = 256, 10**5, 32 * 10**6
 _MOST_COUNT = 4096
 """Largest `num_…` of a config: layers, heads, experts. Each is a loop of transformers."""
@@ -33,7 +35,6 @@ _COMPUTED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|\.attenti
 """Tensors that old checkpoints store and models compute by themselves; biases of attention have one dimension."""
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _weigh(repo: Repo, visitor: Visitor) -> Weighed:
         parameters=total,
         bytes=total * dtype.itemsize,
         dtype=str(dtype).removeprefix("torch."),
-        layer_parameters=_by_layer(counts, layers),
+        layer_parameters=block_parameters(counts, layers),
     )
     return Weighed(half, config.model_type)
 
@@ -145,7 +146,7 @@ def _check_values(value: Any, name: str, key: str = "", depth: int = 0) -> None:
     elif isinstance(value, list) and not (value and all(type(item) is int for item in value)):
         for item in value:
             _check_values(item, name, key, depth + 1)
-    elif isinstance(value, int) and re.match(r"num_|n_layers?$|n_heads?$", key) and value > _MOST_COUNT:
+    elif isinstance(value, int) and re.match(r"num_|n_layers?$|n_heads?$|attention_types$", key) and value > _MOST_COUNT:
         raise CheckpointError(
             f"'{shown(key, 40)}' in config.json of '{name}' is above {_MOST_COUNT}; no model has that"
         )
@@ -171,6 +172,13 @@ def _check_files(repo: Repo) -> None:
     for name, size in names.items():
         if "/" not in name and matches(name, hub_pull.COMPANIONS) and size > _MOST_COMPANION:
             raise CheckpointError(f"'{shown(name)}' of '{repo.name}' is {size / 1e6:.0f} MB; no model needs that")
+    if (beside := sum(companions(repo).values())) > _MOST_BESIDE:
+        raise CheckpointError(f"'{repo.name}' holds {beside / 1e6:.0f} MB beside its weights; no model needs that")
+
+
+def companions(repo: Repo) -> dict[str, int]:
+    """Path → bytes of all that may be downloaded beside the weights."""
+    return {name: size for name, size in repo.files.items() if hub_pull.is_companion(name)}
 
 
 def weight_names(repo: Repo, visitor: Visitor) -> list[str]:
@@ -254,12 +262,3 @@ def _parameters(tensors: dict[str, Any], tied: bool) -> dict[str, int]:
     if tied and any(name.endswith(_EMBEDDINGS) for name in counts):
         return {name: count for name, count in counts.items() if not name.endswith("lm_head.weight")}
     return counts
-
-
-def _by_layer(counts: dict[str, int], layers: int) -> tuple[int, ...] | None:
-    """Parameters of each block; None where names don't tell."""
-    sums: Counter[int] = Counter()
-    for name, count in counts.items():
-        if found := _BLOCK.search(name):
-            sums[int(found[1])] += count
-    return tuple(sums[i] for i in range(layers)) if set(range(layers)) <= sums.keys() else None

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_prune.architecture.decoder import first_device
 from hf_prune.errors import MeasureError, PruneError
+from hf_prune.space import leaving
 from hf_prune.space.frames import Sampling
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class _Desk:
     def reason(self) -> Ended | None:
         """Why nobody should write any more, if so."""
         now, left = time.monotonic(), self.left
-        if self.halt.is_set() or (left is not None and now - left > PATIENCE):
+        if self.halt.is_set() or leaving.over() or (left is not None and now - left > PATIENCE):
             return "left"
         return "stopped" if self._stop.is_set() else "time" if now > self._deadline else None
 
@@ -224,7 +225,7 @@ def _work(desk: _Desk, index: int, writer: Writer, sampling: Sampling) -> None:
         seed = sampling.seed if index == 0 or sampling.same_seed else sampling.seed + index
         model = _own_settings(writer, sampling.max_new_tokens)
         ids = torch.tensor([writer.prompt], dtype=torch.int64, device=first_device(model))
-        with torch.inference_mode():
+        with leaving.computing(), torch.inference_mode():
             output = cast(Any, model).generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -254,7 +255,8 @@ def _own_settings(writer: Writer, new_tokens: int) -> PreTrainedModel:
     model: Any = writer.model
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     own, view = model.generation_config, copy.copy(model)
-    end = own.eos_token_id if own.eos_token_id is not None else writer.tokenizer.eos_token_id
+    # An empty list is no end token either.
+    end = writer.tokenizer.eos_token_id if own.eos_token_id in (None, []) else own.eos_token_id
     first_end = end[0] if isinstance(end, list) else end
     pad = next((i for i in (own.pad_token_id, writer.tokenizer.pad_token_id, first_end) if i is not None), 0)
     view.generation_config = GenerationConfig(

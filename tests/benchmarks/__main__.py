@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hf_prune import environment, serial
 
-from . import blimp, demo, evaluation, measure, recovery, slicing, slicing_cost, space, space_load
+from . import blimp, demo, evaluation, measure, recovery, slicing, slicing_cost, space
 
-_ALL = ("measure", "evaluation", "demo", "slicing", "slicing-cost", "blimp", "recovery", "space", "space-load")
+_ALL = ("measure", "evaluation", "demo", "slicing", "slicing-cost", "blimp", "recovery", "space")
 _DEFAULT = ["measure", "demo"]
 
 
@@ -45,8 +45,6 @@ def main() -> None:
         figures["recovery"] = recovery.main(given.blimp, given.text)
     if "space" in which:
         figures["space"] = space.main()
-    if "space-load" in which:
-        figures["space-load"] = space_load.main()
     sys.stdout.write(json.dumps(serial.to_dict(figures), indent=2) + "\n")
 
 

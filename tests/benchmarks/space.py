@@ -1,27 +1,36 @@
-"""What the Space's own code costs on the embedded pair: time to first token beside a direct `generate`; many requests.
+"""What visitors of the page get, over HTTP: time to first token beside a direct `generate`, requests a minute, memory.
 
-One side is `comparing.compare`, from its call to the first frame with text of the original, of both models; the other
-is `generate` of the original alone, to the first token in its streamer. They take turns, with the ratio pair by pair.
-What the page and HTTP add is not in it.
+The page is `hf-prune space` in a process of its own, with the embedded pair; visitors are `gradio_client` in this one.
+Time to first token is taken with a warm cache, from sending to the first state that holds text of the original, in
+turns with `generate` of the original alone in this process, from the text to the first token in its streamer. Then
+several visitors ask without a pause, so that the queue is never empty; the page answers one at a time.
 """
 
+import re
 import statistics
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import psutil
 import torch
+from gradio_client import Client
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from hf_prune.space import comparing, pairs
-from hf_prune.space.cache import give_memory_back
-from hf_prune.space.frames import Sampling
-from hf_prune.space.pair import DEMO, Loaded, Visitor
+from hf_prune.demo import pair as demo_pair
+from hf_prune.space.pair import DEMO
 
 RUNS = 15
-REQUESTS = 200
+EARLY, REQUESTS = 20, 200
+VISITORS = 4
 PROMPT = "The old man looked at the sea and"
-SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=48)
+TEMPERATURE, TOP_P, TOKENS = 0.8, 0.95, 48
 
 
 class _Clock(BaseStreamer):
@@ -37,55 +46,98 @@ class _Clock(BaseStreamer):
         """Nothing to do."""
 
 
-def direct(loaded: Loaded) -> float:
-    """Seconds from the text of a prompt to the first token, by the original alone."""
+def _direct(model: PreTrainedModel, tokenizer: Tokenizer) -> float:
+    """Seconds from the text of a prompt to the first token, by a model alone."""
     clock, started = _Clock(), time.perf_counter()
-    ids = loaded.tokenizer(PROMPT, return_tensors="pt")
+    ids = tokenizer(PROMPT, return_tensors="pt")
     with torch.inference_mode():
-        cast(Any, loaded.original).generate(
-            **ids, do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=48, pad_token_id=0, streamer=clock
+        cast(Any, model).generate(
+            **ids,
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            max_new_tokens=TOKENS,
+            pad_token_id=0,
+            streamer=clock,
         )
     return clock.times[1] - started
 
 
-def compared() -> tuple[float, float]:
-    """Seconds from the same to the first frame with text of the original, and with text of both."""
-    started, first = time.perf_counter(), None
-    for frame in comparing.compare(DEMO, PROMPT, SAMPLING, Visitor()):
-        first = time.perf_counter() if first is None and frame.original else first
-        if first is not None and frame.pruned:
-            return first - started, time.perf_counter() - started
-    raise AssertionError("a model wrote nothing")
+@contextmanager
+def _page() -> Iterator[tuple[str, psutil.Process, float]]:
+    """Address of a page, its process, and the seconds that it took to start."""
+    started = time.perf_counter()
+    command = [sys.executable, "-u", "-m", "hf_prune.cli", "space"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        address = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stdout)))[0]
+        yield address, psutil.Process(process.pid), time.perf_counter() - started
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _ask(client: Client, seed: int) -> Iterator[dict[str, Any]]:
+    settings = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_tokens": TOKENS, "seed": seed}
+    return iter(client.submit(DEMO, PROMPT, **settings, api_name="/compare"))
+
+
+def _first(client: Client, seed: int) -> float:
+    """Seconds until there is text of the original; the rest is waited for."""
+    started, first = time.perf_counter(), 0.0
+    for state in _ask(client, seed):
+        first = first or (time.perf_counter() - started if state["original"] else 0.0)
+    return first
+
+
+def _load(address: str, process: psutil.Process, requests: int) -> tuple[float, int, int]:
+    """Seconds that so many requests take, and the page's memory after the first `EARLY` and after all."""
+    seeds, early = iter(range(requests)), 0
+    guard = threading.Lock()
+    answered = 0
+
+    def visit() -> None:
+        nonlocal answered, early
+        client = Client(address, verbose=False)
+        while True:
+            with guard:
+                seed = next(seeds, None)
+            if seed is None:
+                return
+            *_, last = _ask(client, seed)
+            assert last["stage"] == "done" and last["original"], last
+            with guard:
+                answered += 1
+                early = process.memory_info().rss if answered == EARLY else early
+
+    started = time.perf_counter()
+    visitors = [threading.Thread(target=visit) for _ in range(VISITORS)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert answered == requests, f"{requests - answered} requests failed"
+    return time.perf_counter() - started, early, process.memory_info().rss
 
 
 def main(requests: int = REQUESTS) -> dict[str, object]:
-    """Time both sides, then let so many visitors come one after the other."""
-    with pairs.opened(pairs.find(DEMO, Visitor()), Visitor()) as loaded:
-        list(comparing.compare(DEMO, PROMPT, SAMPLING, Visitor()))  # warm-up; figures of cost are known from here on
-        direct(loaded)
-        times = [(*compared(), direct(loaded)) for _ in range(RUNS)]
-        resident, started = [], time.perf_counter()
-        for seed in range(requests):
-            sampling = Sampling(0.8, 0.95, SAMPLING.max_new_tokens, seed)
-            list(comparing.compare(DEMO, PROMPT, sampling, Visitor()))
-            if seed in (requests // 10, requests - 1):
-                give_memory_back()
-                resident.append(psutil.Process().memory_info().rss)
-        took = time.perf_counter() - started
-    ratios = sorted(first / alone for first, _, alone in times)
+    """Start the page, time first tokens, then let so many requests come."""
+    original, _, tokenizer = demo_pair.load()
+    with _page() as (address, process, start):
+        client = Client(address, verbose=False)
+        _first(client, 0)  # loads the pair and measures its cost
+        _direct(original, tokenizer)
+        times = [(_first(client, seed), _direct(original, tokenizer)) for seed in range(RUNS)]
+        took, early, late = _load(address, process, requests)
+    pages, alone = ([turn[i] for turn in times] for i in (0, 1))
     return {
-        "first token of the original, compared (median seconds)": _median(first for first, _, _ in times),
-        "first tokens of both, compared (median seconds)": _median(both for _, both, _ in times),
-        "first token, direct generate (median seconds)": _median(alone for _, _, alone in times),
-        "ratio, original (median of pairs)": round(statistics.median(ratios), 2),
-        "ratio, original (min, max)": (round(ratios[0], 2), round(ratios[-1], 2)),
-        f"requests per minute ({SAMPLING.max_new_tokens} tokens of both, one after the other)": round(
-            60 * requests / took, 1
-        ),
-        f"memory of the process after {requests // 10 + 1} requests": resident[0],
-        f"memory of the process after {requests} requests": resident[-1],
+        "start to address (seconds)": round(start, 1),
+        "first token, page (median seconds)": round(statistics.median(pages), 3),
+        "first token, page (min, max)": (round(min(pages), 3), round(max(pages), 3)),
+        "first token, direct generate (median seconds)": round(statistics.median(alone), 4),
+        "first token, direct generate (min, max)": (round(min(alone), 4), round(max(alone), 4)),
+        f"requests per minute ({TOKENS} tokens of both, {VISITORS} visitors)": round(60 * requests / took, 1),
+        f"memory of the page after {EARLY} requests": early,
+        f"memory of the page after {requests} requests": late,
     }
-
-
-def _median(values: Any) -> float:
-    return round(statistics.median(values), 4)

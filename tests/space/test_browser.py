@@ -1,5 +1,6 @@
 """The page as visitors meet it: in a real browser, with the embedded pair and the loopback Hub."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterator
@@ -142,8 +143,7 @@ def test_stop_at_once(chromium: Any, url: str) -> None:
         page.wait_for_function("[...document.querySelectorAll('.hp-text')].slice(0, 2).every(e => e.innerText.trim())")
         start = time.perf_counter()
         page.click("#hp-stop")
-        try: page.wait_for_function("document.querySelector('.hp-status').innerText === 'Stopped.'", timeout=9000)
-        except Exception: raise AssertionError((status(page), page.locator("#hp-go").is_enabled(), page.locator("#hp-stop").is_enabled(), [len(t) for t in texts(page)]))
+        page.wait_for_function("document.querySelector('.hp-status').innerText === 'Stopped.'")
         page.wait_for_selector("#hp-go:not([disabled])")
         assert time.perf_counter() - start < 1
         page.wait_for_timeout(1000)  # what was on its way
@@ -163,6 +163,11 @@ def test_who_has_to_wait_is_told(chromium: Any) -> None:
             page.click("#hp-go")
         one.wait_for_function("document.querySelector('.hp-status').innerText.startsWith('Writing')")
         assert status(two) == "Waiting for a turn …"
+        place = two.locator(".hp-said .progress-text").first
+        place.wait_for()
+        assert "queue: 1/1" in place.inner_text()
+        row, said = place.bounding_box(), two.locator(".hp-status").first.bounding_box()
+        assert abs(row["y"] - said["y"]) < 6 and contrast(two, ".hp-said .progress-text") >= 4.5
         three.wait_for_selector(".hp-status .hp-problem")
         assert "Too many visitors are waiting" in status(three) and three.locator("#hp-go").is_enabled()
         two.click("#hp-stop")  # before it has begun
@@ -229,6 +234,87 @@ def test_what_cannot_be_opened_is_a_message(chromium: Any, url: str, hub: Any, p
             assert told in status(page) and "Traceback" not in page.content()
         pick(page, pushed_pair)
         page.wait_for_function("!document.querySelector('#hp-line .hp-problem')")
+
+
+def test_what_may_not_be_opened_is_a_message(
+    chromium: Any, url: str, hub: Any, pair_folders: Any, new_repo_id: Any, server: Served, pushed_pair: str
+) -> None:
+    gated = new_repo_id("acme")
+    hub.add_repo(gated, pair_folders("pruned"), gated=True)
+    with visit(chromium, f"{url}?max_tokens=8") as page:
+        for name, told in ((gated, "it is gated, and you are not signed in"), (pushed_pair, "can be opened here")):
+            if name == pushed_pair:
+                settings.use(dataclasses.replace(server.limits, model_bytes=1000))
+            pick(page, name)
+            page.wait_for_function("told => document.querySelector('#hp-line').innerText.includes(told)", arg=told)
+            assert "Still shown: Demo" in page.locator("#hp-line [role=alert]").inner_text()
+            generate(page)
+            assert told in status(page) and texts(page) == ["", ""]
+            assert page.locator(".hp-status [role=alert]").count() and page.locator("#hp-stop").is_disabled()
+
+
+def test_search_keeps_up_with_fast_typing(chromium: Any, url: str, pushed_pair: str) -> None:
+    with visit(chromium, url) as page:
+        box = page.locator("#hp-picker input")
+        box.click()
+        box.fill("")
+        box.press_sequentially(pushed_pair)  # without a pause: faster than any search
+        page.get_by_role("option", name=pushed_pair).wait_for()
+        assert box.input_value() == pushed_pair
+
+
+def test_a_hub_that_cannot_be_searched_is_told(chromium: Any, url: str, hub: Any) -> None:
+    hub.fail("GET", "/api/models.*search=", 500, times=50)
+    with visit(chromium, url) as page:
+        box = page.locator("#hp-picker input")
+        box.click()
+        box.fill("")
+        box.press_sequentially("space")
+        page.wait_for_selector("#hp-searched .hp-problem")
+        assert "the Hub is not well" in page.locator("#hp-searched").inner_text()
+        hub.faults.reset()
+        box.press_sequentially("-")
+        page.wait_for_selector("#hp-searched", state="hidden")
+
+
+def test_answers_never_stand_below_another_pairs_name(chromium: Any, url: str, pushed_pair: str) -> None:
+    heads = "() => [...document.querySelectorAll('.hp-name')].slice(0, 2).map(e => e.innerText)"
+    with visit(chromium, f"{url}?max_tokens=200") as page:
+        before = page.evaluate(heads)
+        page.click("#hp-go")
+        page.wait_for_function("[...document.querySelectorAll('.hp-text')].slice(0, 2).every(e => e.innerText.trim())")
+        pick(page, pushed_pair)
+        page.wait_for_function("name => document.querySelector('#hp-line').innerText.includes(name)", arg=pushed_pair)
+        page.wait_for_selector("#hp-go:not([disabled])", timeout=120_000)
+        assert all(texts(page)) and page.evaluate(heads) == before
+        pick(page, "demo")
+        page.wait_for_selector("#hp-line b")
+        page.wait_for_function("document.querySelectorAll('.hp-t').length === 0")  # what was written goes
+        assert texts(page) == ["", ""] and status(page) == "" and page.locator(".hp-costs").count() == 0
+        generate(page)
+        pick(page, pushed_pair)
+        page.wait_for_function("name => document.querySelectorAll('.hp-name')[1].innerText === name", arg=pushed_pair)
+        assert texts(page) == ["", ""] and page.locator(".hp-costs").count() == 0
+
+
+def test_settings_that_mean_nothing_are_told(chromium: Any, url: str) -> None:
+    with visit(chromium, f"{url}?max_tokens=8") as page:
+        page.locator("button", has_text="Settings").first.click()
+        for typed, told in (("-5", "seed=-5; expected a whole number"), ("", "seed=None; expected a whole number")):
+            page.locator("#hp-seed input").fill(typed)
+            generate(page)
+            assert told in status(page)
+
+
+def test_long_names_wrap(chromium: Any, url: str, hub: Any, pair_folders: Any) -> None:
+    name = "acme/" + "w" * 91
+    hub.add_repo(name, pair_folders("pruned"))
+    with visit(chromium, f"{url}?{urlencode({'pair': name})}", width=390, height=844) as page:
+        page.wait_for_function("name => document.querySelector('#hp-line').innerText.includes(name)", arg=name)
+        page.wait_for_function("name => document.querySelectorAll('.hp-name')[1].innerText === name", arg=name)
+        for box in (page.locator("#hp-line a").first, page.locator(".hp-name a").nth(1)):
+            found = box.bounding_box()
+            assert found["x"] >= 0 and found["x"] + found["width"] <= 390
 
 
 def test_injection_stays_text(chromium: Any, url: str) -> None:

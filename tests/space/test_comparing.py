@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -115,6 +116,18 @@ def test_refusals_come_before_any_model(
         list(compare(name, prompt, sampling, NOBODY))
     assert time.monotonic() - started < 2
     assert models().bytes == 0
+
+
+def test_answers_stand_where_they_cannot_be_compared(demo: tuple[Loaded, Pair]) -> None:
+    loaded, pair = demo
+    hook = loaded.pruned.lm_head.register_forward_hook(lambda *called: called[2].index_fill(-1, torch.tensor(5), -inf))
+    try:
+        *_, end = frames(loaded, pair, PROMPT, SHORT)
+    finally:
+        hook.remove()
+    assert end.stage == "done" and end.original and end.pruned and end.parting is None
+    assert any(note.startswith("The answers cannot be compared: ") for note in end.notes)
+    assert end.pruned_cost is not None
 
 
 def test_limits_are_told(demo: tuple[Loaded, Pair]) -> None:

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError, HubError, PruneError
 from hf_prune.slicing.modeling import model_class
-from hf_prune.space import pairs, settings
+from hf_prune.space import comparing, pairs, settings
 from hf_prune.space.cache import models
+from hf_prune.space.frames import Sampling
 from hf_prune.space.ids import hub_id
 from hf_prune.space.pair import DEMO, Pair, Visitor
 from hf_prune.space.settings import GB
@@ -315,6 +316,12 @@ MILLION = 10**6
         ("plan", ("model", "num_layers"), float("nan"), "expected int"),
         ("plan", ("model", "num_layers"), "6", "expected int"),
         ("plan", ("model",), None, "must be a JSON object"),
+        ("plan", ("method",), "m" * 301, "in more than 300 characters"),
+        ("plan", ("model", "id"), "m" * 301, "in more than 300 characters"),
+        ("scores", ("model", "model_type"), "m" * 301, "in more than 300 characters"),
+        ("plan", ("reason",), "half a \ud800 character", "UnicodeEncodeError"),
+        ("scores", ("data", "sha256"), "\udfff", "UnicodeEncodeError"),
+        ("evaluation", ("models", 0, "dtype"), "\udfff", "UnicodeEncodeError"),
         ("plan", ("model", "revision"), "../../main", "names a commit of its original that is none"),
         ("plan", ("model", "revision"), "f" * 100_000, "names a commit of its original that is none"),
         ("plan", ("operations", 0, "layers"), [5, 6], "acts on layers that the 6 of the model don't have"),
@@ -327,6 +334,10 @@ MILLION = 10**6
         ("scores", ("distances", 0, 1), float("nan"), "expected a finite number"),
         ("scores", ("distances", 0, 1), float("inf"), "expected a finite number"),
         ("scores", ("layers",), [0.0] * 100_000, "speak of 100000 layers"),
+        ("scores", ("distances", 0, 1), -1e300, "figures that no measurement gives"),
+        ("scores", ("standard_errors", 0, 1), -0.1, "figures that no measurement gives"),
+        ("scores", ("layers",), [0.0] * 5 + [1e13], "figures that no measurement gives"),
+        ("scores", ("layer_standard_errors",), [0.0] * 5 + [-0.1], "figures that no measurement gives"),
     ],
 )
 def test_records_that_lie(
@@ -439,6 +450,7 @@ def test_a_tokenizer_that_needs_code(spoilt: Spoil, raw: Files) -> None:
     [
         ({"num_hidden_layers": MILLION}, CheckpointError, "'num_hidden_layers' in config.json"),
         ({"num_attention_heads": 10**9}, CheckpointError, "'num_attention_heads' in config.json"),
+        ({"model_type": "gpt_neo", "attention_types": [[["local"], 10**9]]}, CheckpointError, "'attention_types' in"),
         ({"num_hidden_layers": "4"}, PruneError, "config.json"),
         ({"num_hidden_layers": 5}, ConfigError, "5 layers; its records say that 4"),
         ({"model_type": "bert"}, (ArchitectureError, CheckpointError), "acme/model"),
@@ -653,3 +665,51 @@ def test_many_visitors(hub: LoopbackHub, pushed: Callable[[str], str]) -> None:
     with ThreadPoolExecutor(12) as pool:
         assert all(future.result(120) for future in [pool.submit(visit, number) for number in range(12)])
     assert torch.get_default_dtype() == torch.float32
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+ONE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [ONE] * 12}}, "more than 1000 characters of one"),
+        ({"decoder": {"type": "Sequence", "decoders": [ONE] * 12}}, "more than 1000 characters of one"),
+        ({"decoder": ONE | {"content": "a" * 10**6}}, "more than 1000 characters of one"),
+        ({"added_tokens": [{"id": 0, "content": "a" * 10**6} | dict.fromkeys(FLAGS, False)]}, "of 1,000,000 char"),
+    ],
+)
+def test_tokenizers_that_fill_the_memory(spoilt: Spoil, raw: Files, changes: Any, said: str) -> None:
+    name = spoilt({"tokenizer.json": edited(raw["tokenizer.json"], **changes)})
+    assert said in refused_opening(pairs.find(name, NOBODY), CheckpointError)
+
+
+def test_a_tokenizer_that_panics_is_told(spoilt: Spoil, raw: Files) -> None:
+    """What Rust gives up with is no `Exception`: it ended the event without a word, and whoever waited waited on."""
+    costly = {"Regex": "^(([a-z])+.)+[A-Z]([a-z])+$"}
+    split = {"type": "Split", "pattern": costly, "behavior": "Isolated", "invert": False}
+    name = spoilt({"tokenizer.json": edited(raw["tokenizer.json"], pre_tokenizer=split)})
+    with pytest.raises(CheckpointError, match=f"a tokenizer of '{name}' fails on this text"):
+        list(comparing.compare(name, "a" * 1000, Sampling(), NOBODY))
+
+
+def test_a_panic_while_loading_is_told(pushed_pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As Rust's, which only files that nobody has found yet would raise here."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("at a path")
+
+    monkeypatch.setattr("hf_prune.loading.load_tokenizer", panic)
+    with pytest.raises(CheckpointError, match="cannot be loaded: Panic"):
+        list(comparing.compare(pushed_pair, "Once", Sampling(), NOBODY))
+    monkeypatch.setattr("hf_prune.space.pairs.opened", panic)
+    with pytest.raises(PruneError, match="cannot be loaded"):
+        list(comparing.compare(pushed_pair, "Once", Sampling(), NOBODY))
+
+
+def test_too_much_beside_the_weights(spoilt: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_prune.space.weighing._MOST_BESIDE", 10**6)
+    many = {f"{i}.json": b" " * 600_000 for i in range(2)}
+    assert "MB beside its weights" in refused(spoilt(dict(many)), CheckpointError)

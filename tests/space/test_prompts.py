@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import sys
 import time
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from hf_prune.errors import ConfigError, DataError
+from hf_prune.space import prompts
 from hf_prune.space.frames import Sampling
 from hf_prune.space.pair import Loaded
 from hf_prune.space.prompts import ask, check_prompt, check_sampling
@@ -81,6 +83,11 @@ def test_long_prompts_are_refused_at_once() -> None:
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**63}, "seed=9223372036854775808"),
         ({"seed": None}, "seed=None"),
+        ({"seed": 10**400}, "seed=a number of 1,329 bits"),
+        ({"temperature": 10**5000}, "temperature=a number of 16,610 bits; expected a number from 0 to 5"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"max_new_tokens": math.inf}, "max_new_tokens=inf"),
+        ({"max_new_tokens": 10**400}, "max_new_tokens=a number of"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], message: str) -> None:
@@ -148,9 +155,21 @@ def test_nobody_speaks_for_another_in_a_chat() -> None:
 def test_templates_that_fail_are_told() -> None:
     with pytest.raises(DataError, match="chat template of this model fails .*switch the chat template off"):
         ask(pair(chat="{{ raise_exception('no') }}"), "hi", Sampling(), new_tokens=20)
+    with pytest.raises(DataError, match="makes 2,000,000 characters of the prompt"):
+        ask(pair(chat="{{ 'a' * 2000000 }}"), "hi", Sampling(), new_tokens=20)
     twice = "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="'</s>', which the chat template"):
         ask(pair(chat=twice), "a</s>", Sampling(), new_tokens=20)
+
+
+def test_templates_that_never_end_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would hold up all visitors, whose prompts are encoded one at a time."""
+    monkeypatch.setattr(prompts, "_TEMPLATE_SECONDS", 0.3)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    before, started = sys.gettrace(), time.perf_counter()
+    with pytest.raises(DataError, match="chat template of this model fails .TimeoutError."):
+        ask(pair(chat=loop), "hi", Sampling(), new_tokens=20)
+    assert time.perf_counter() - started < 5 and sys.gettrace() is before
 
 
 def test_chats_are_not_cut() -> None:

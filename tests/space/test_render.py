@@ -148,7 +148,8 @@ def test_verdict(at: int | None, said: str) -> None:
 
 def test_costs_side_by_side() -> None:
     def speed(rate: float) -> Speed:
-        return Speed(Rate(rate, rate, rate), Rate(rate / 10, 1, 1), 1, 8, 8, 1)
+        written = Rate(rate / 10, rate / 10 - 60, rate / 10 + 50)
+        return Speed(Rate(rate, rate - 400, rate + 400), written, 1, 8, 8, 5, 5)
 
     frame = Frame(
         "done",
@@ -162,8 +163,16 @@ def test_costs_side_by_side() -> None:
     assert table["Parameters"] == ["5.51\xa0M", "3.94\xa0M", "−28.6\xa0%"]
     assert table["Weights"] == ["22.04\xa0MB", "15.74\xa0MB", "−28.6\xa0%"]
     assert table["Memory while writing"] == ["25.00\xa0MB", "–", "–"]
-    assert table["Reading, tokens/s"] == ["2,000", "3,000", "+50.0\xa0%"]
-    assert table["Writing, tokens/s"] == ["200", "300", "+50.0\xa0%"]
+    assert table["Reading, tokens/s"] == [
+        "2,000 <small>(1,600–2,400)</small>",
+        "3,000 <small>(2,600–3,400)</small>",
+        "+50.0\xa0%",
+    ]
+    assert table["Writing, tokens/s"] == [
+        "200 <small>(140–250)</small>",
+        "300 <small>(240–350)</small>",
+        "within the spread",
+    ]
     assert "Healed</th>" in render.costs(frame, "healed") and render.costs(Frame("writing", "")) == ""
     unmeasured = dataclasses.replace(frame, pruned_cost=dataclasses.replace(frame.pruned_cost, speed=None))
     assert render.costs(unmeasured).count("<td>–</td>") == 6

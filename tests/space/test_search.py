@@ -33,11 +33,11 @@ def test_by_tag_and_text(hub: LoopbackHub, tagged: Callable[..., str], new_repo_
     hub.add_repo(other, {"README.md": "# Something else"})
     found = search.find(mine.upper(), NOBODY)
     assert found.names[0] == DEMO and mine in found.names and found.message is None
-    assert search.search(mine, NOBODY) == [DEMO, mine]
-    assert search.search(other, NOBODY) == [DEMO]
-    assert search.search("no such model at all", NOBODY) == [DEMO]
+    assert search.find(mine, NOBODY).names == [DEMO, mine]
+    assert search.find(other, NOBODY).names == [DEMO]
+    assert search.find("no such model at all", NOBODY).names == [DEMO]
     hub.reset()
-    assert search.search("", NOBODY)[0] == DEMO
+    assert search.find("", NOBODY).names[0] == DEMO
     [asked] = hub.asked("GET", "/api/models")
     assert "filter=hf-prune" in asked.path and "limit=20" in asked.path and "search" not in asked.path
 
@@ -45,16 +45,16 @@ def test_by_tag_and_text(hub: LoopbackHub, tagged: Callable[..., str], new_repo_
 def test_featured_pairs_come_first(tagged: Callable[..., str]) -> None:
     mine = tagged()
     settings.use(dataclasses.replace(ON_SPACE, featured=(DEMO, "org/featured", mine)))
-    assert search.search("", NOBODY)[:3] == [DEMO, "org/featured", mine]
-    assert search.search(mine, NOBODY) == [DEMO, mine]
-    assert search.search("FEATURED", NOBODY) == [DEMO, "org/featured"]
+    assert search.find("", NOBODY).names[:3] == [DEMO, "org/featured", mine]
+    assert search.find(mine, NOBODY).names == [DEMO, mine]
+    assert search.find("FEATURED", NOBODY).names == [DEMO, "org/featured"]
 
 
 def test_private_models_are_their_owners(tagged: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tagged(private=True)
     monkeypatch.setenv("HF_TOKEN", str(AS_ALICE.token))  # the Space's own, which is not asked with
-    assert search.search(mine, AS_ALICE) == [DEMO, mine]
-    assert search.search(mine, AS_BOB) == search.search(mine, NOBODY) == [DEMO]
+    assert search.find(mine, AS_ALICE).names == [DEMO, mine]
+    assert search.find(mine, AS_BOB).names == search.find(mine, NOBODY).names == [DEMO]
 
 
 @pytest.mark.parametrize("text", ["&filter=x", "\x00\n", "<b>", "../..", "?" * 100_000, "é", "a b", "%2e%2e"])
@@ -71,7 +71,7 @@ def test_names_that_are_none(hub: LoopbackHub) -> None:
     for name in ("old-model", "a/../b", "x/<b>", "x/y z"):
         hub.add_repo(name, {"README.md": CARD})
     try:
-        assert not {"old-model", "a/../b", "x/<b>", "x/y z"} & set(search.search("", NOBODY))
+        assert not {"old-model", "a/../b", "x/<b>", "x/y z"} & set(search.find("", NOBODY).names)
     finally:
         for name in ("old-model", "a/../b", "x/<b>", "x/y z"):
             hub.store.repos.pop(("model", name))

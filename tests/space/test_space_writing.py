@@ -84,6 +84,14 @@ def test_ends_with_the_end_token() -> None:
     assert cut.ids == plain.ids[: plain.ids.index(plain.ids[3]) + 1] and cut.ended == "end"
 
 
+def test_no_end_token_is_one_of_the_tokenizer() -> None:
+    writer = tiny()
+    expected = last(write([writer], Sampling(max_new_tokens=12)))
+    for none in ([], None):
+        writer.model.generation_config.eos_token_id = none
+        assert last(write([writer], Sampling(max_new_tokens=12))) == expected
+
+
 def test_settings_of_a_shared_model_are_neither_used_nor_changed() -> None:
     writer = tiny()
     expected = last(write([writer], Sampling(max_new_tokens=12)))

@@ -4,7 +4,7 @@ import gradio as gr
 
 from hf_prune.space import anatomy, anatomy_page, pairs
 from hf_prune.space.render import problem
-from hf_prune.space.tabs.shared import Shared, told, visitor
+from hf_prune.space.tabs.shared import Profile, Shared, Token, told, visitor
 
 
 def build(page: Shared) -> None:
@@ -25,8 +25,8 @@ def build(page: Shared) -> None:
     )
 
 
-def _shown(name: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> str:
+def _shown(name: str, profile: Profile, token: Token, request: gr.Request) -> str:
     try:
-        return anatomy_page.page(anatomy.anatomy(pairs.find(name, visitor(profile, token))))
+        return anatomy_page.page(anatomy.anatomy(pairs.find(name, visitor(profile, token, request))))
     except Exception as error:
         return problem(told(error))

@@ -12,6 +12,7 @@ from hf_prune.space.frames import Frame
 from hf_prune.space.pair import Half
 
 _WAITING = "Waiting for a turn …"
+_DONE, _STOPPED = "Done.", "Stopped."
 _FULL = "Too many visitors are waiting already, so this was not taken. Please try again in a minute."
 
 _HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -58,7 +59,9 @@ class Answers:
             label: what that one is called.
         """
         self.status = gr.HTML(
-            html_template='<div class="hp-status" role="status" aria-live="polite">${value}</div>', value=""
+            html_template='<div class="hp-status" role="status" aria-live="polite">${value}</div>',
+            value="",
+            elem_classes="hp-said",
         )
         with gr.Column(elem_classes="hp-answers"):
             with gr.Row(elem_classes="hp-pair"):
@@ -87,6 +90,11 @@ def show(frame: Frame, label: str = "pruned") -> list[str]:
     ]
 
 
+def cleared(status: str) -> list[Any]:
+    """Nothing, once another pair is picked; for `Answers.outputs`. What is said of a run or of a failure stays."""
+    return ["" if status in (_DONE, _STOPPED) else gr.skip(), *[""] * 5]
+
+
 def buttons(running: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Generate and Stop: one of them can be pressed."""
     return gr.update(interactive=not running), gr.update(interactive=running)
@@ -108,8 +116,8 @@ def awaiting(go: gr.Button, stop: gr.Button, status: gr.HTML, *starts: Callable[
 def stoppable(running: Dependency, go: gr.Button, stop: gr.Button, status: gr.HTML) -> None:
     """Let the button stop what runs, and say where a run was not taken.
 
-    Stopping takes two steps: it is shown at once, before Gradio cancels, so the last answers may still come on top. The
-    second step goes through the queue, whose messages come after those that are on their way.
+    Stopping takes two steps: it is shown at once, before Gradio cancels, so the last answers may still come on top.
+    The second step goes through the queue, whose messages come after those that are on their way.
 
     Args:
         running: the event.
@@ -119,10 +127,11 @@ def stoppable(running: Dependency, go: gr.Button, stop: gr.Button, status: gr.HT
     """
     shown = [go, stop, status]
     # What was stopped counts as failed too; only what still waits was not taken.
-    full = f"(said) => said === {json.dumps(_WAITING)} ? ({_script(False, render.problem(_FULL))})() : {json.dumps([gr.update(), gr.update(), gr.update()])}"
-    running.failure(None, status, shown, js=full, **_HIDDEN)
-    stopping = stop.click(None, None, shown, js=_script(False, "Stopped."), cancels=running, queue=False, **_HIDDEN)
-    stopping.then(lambda: [*buttons(running=False), "Stopped."], None, shown, concurrency_limit=None, **_HIDDEN)
+    full, same = _script(False, render.problem(_FULL)), json.dumps([gr.update()] * 3)
+    script = f"(said) => said === {json.dumps(_WAITING)} ? ({full})() : {same}"
+    running.failure(None, status, shown, js=script, **_HIDDEN)
+    stopping = stop.click(None, None, shown, js=_script(False, _STOPPED), cancels=running, queue=False, **_HIDDEN)
+    stopping.then(lambda: [*buttons(running=False), _STOPPED], None, shown, concurrency_limit=None, **_HIDDEN)
 
 
 def _script(running: bool, said: str) -> str:

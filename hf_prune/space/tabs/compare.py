@@ -1,16 +1,19 @@
 """Compare: one prompt, two models writing side by side, where they part and what each takes."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
 from hf_prune.space import comparing, pairs, settings, share
 from hf_prune.space.frames import Sampling
-from hf_prune.space.pair import DEMO, Visitor
+from hf_prune.space.pair import DEMO, Pair, Visitor
 from hf_prune.space.render import problem
-from hf_prune.space.tabs.answers import Answers, awaiting, buttons, headed, show, stoppable
-from hf_prune.space.tabs.shared import COMPUTE, Shared, told, visitor
+from hf_prune.space.tabs.answers import Answers, awaiting, buttons, cleared, headed, show, stoppable
+from hf_prune.space.tabs.shared import COMPUTE, Profile, Shared, Token, told, visitor
+
+Seen: TypeAlias = tuple[str, str, list[str]]
+"""Of a pair: its name, what its second half is called, and what stands above its answers."""
 
 EXAMPLES = (
     "The old man looked out at the sea and",
@@ -49,7 +52,7 @@ def build(page: Shared) -> None:
         copy = gr.Button("Copy link", variant="secondary", elem_id="hp-copy")
     link = gr.Textbox(label="Link", visible=False, interactive=True, elem_id="hp-link")
     answers = Answers(demo.original, demo.pruned, demo.label)
-    label = gr.State(demo.label)
+    seen = gr.State(_seen(demo))
 
     asked = [page.picker, prompt, *knobs]
     outputs = [go, stop, *answers.headings, *answers.outputs]
@@ -57,7 +60,7 @@ def build(page: Shared) -> None:
     running = gr.on(
         [go.click, prompt.submit],
         _run,
-        [page.pair, label, *asked],
+        [seen, *asked],
         outputs,
         concurrency_id=COMPUTE,
         concurrency_limit=1,
@@ -78,8 +81,8 @@ def build(page: Shared) -> None:
     )
     page.pair.change(
         _headings,
-        page.pair,
-        [label, *answers.headings],
+        [page.pair, answers.status],
+        [seen, *answers.headings, *answers.outputs],
         concurrency_limit=None,
         show_progress="hidden",
         api_visibility="private",
@@ -98,7 +101,7 @@ def _knobs() -> list[gr.components.Component]:
         )
     with gr.Row():
         tokens = gr.Slider(1, most, min(start.max_new_tokens, most), step=1, label="Max new tokens")
-        seed = gr.Number(start.seed, precision=0, minimum=0, maximum=share.MAX_SEED, label="Seed", elem_id="hp-seed")
+        seed = gr.Number(start.seed, precision=0, label="Seed", elem_id="hp-seed")
     with gr.Row():
         same = gr.Checkbox(start.same_seed, label="Same seed for both models", elem_id="hp-same")
         chat = gr.Checkbox(start.chat, label="Chat template, where the model has one")
@@ -106,8 +109,7 @@ def _knobs() -> list[gr.components.Component]:
 
 
 def _run(
-    shown: str,
-    label: str,
+    seen: Seen,
     name: str | None,
     prompt: str,
     temperature: float,
@@ -116,20 +118,22 @@ def _run(
     seed: int,
     same_seed: bool,
     chat: bool,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
+    request: gr.Request,
 ) -> Iterator[list[Any]]:
     """Both answers as they are written, then what was found; a failure is a message in the status line."""
     rest = gr.skip()
     yield [*buttons(running=True), rest, rest, "Starting …", *[""] * 5]
     try:
-        who = visitor(profile, token)
-        sampling = Sampling(temperature, top_p, int(max_tokens), int(seed), same_seed, chat)
-        name, heads = (name or "").strip(), [rest, rest]
-        if name != shown:  # the headings would follow, but the answers are already on their way
-            pair = pairs.find(name, who)
-            label, heads = pair.label, headed(pair.original, pair.pruned, pair.label)
+        who = visitor(profile, token, request)
+        sampling = Sampling(temperature, top_p, max_tokens, seed, same_seed, chat)
+        name = (name or "").strip()
+        if name != seen[0]:  # picked this moment
+            seen = _seen(pairs.find(name, who))
+        _, label, heads = seen
         for frame in comparing.compare(name, prompt, sampling, who):
+            # With the headings each time: while these are written, another pair may be picked.
             yield [rest, rest, *heads, *show(frame, label)]
     except Exception as error:
         yield [*buttons(running=False), rest, rest, problem(told(error)), *[rest] * 5]
@@ -137,13 +141,18 @@ def _run(
         yield [*buttons(running=False), *[rest] * 8]
 
 
-def _headings(name: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> list[Any]:
-    """The models' names and sizes, once another pair is picked."""
+def _headings(name: str, status: str, profile: Profile, token: Token, request: gr.Request) -> list[Any]:
+    """The models' names and sizes, once another pair is picked; answers of the one before go."""
     try:
-        pair = pairs.find(name, visitor(profile, token))
+        pair = pairs.find(name, visitor(profile, token, request))
     except Exception:  # the line below the picker has said so
-        return [gr.skip()] * 3
-    return [pair.label, *headed(pair.original, pair.pruned, pair.label)]
+        return [gr.skip()] * 9
+    seen = _seen(pair)
+    return [seen, *seen[2], *cleared(status)]
+
+
+def _seen(pair: Pair) -> Seen:
+    return pair.name, pair.label, headed(pair.original, pair.pruned, pair.label)
 
 
 def _restore(request: gr.Request) -> list[Any]:

@@ -1,18 +1,21 @@
 """Try a cut: another number of layers or another method over the stored scores, and the model that comes of it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
-from hf_prune.space import cut_page, cutting, pairs, render, settings, share
+from hf_prune.space import cut_page, cutting, pairs, render, settings
 from hf_prune.space.cutting import Cut, Offer
 from hf_prune.space.frames import Sampling
 from hf_prune.space.pair import DEMO, Pair, Visitor
 from hf_prune.space.render import problem
-from hf_prune.space.tabs.answers import Answers, awaiting, buttons, show, stoppable
+from hf_prune.space.tabs.answers import Answers, awaiting, buttons, cleared, show, stoppable
 from hf_prune.space.tabs.compare import EXAMPLES
-from hf_prune.space.tabs.shared import COMPUTE, Shared, told, visitor
+from hf_prune.space.tabs.shared import COMPUTE, Profile, Shared, Token, told, visitor
+
+Held: TypeAlias = tuple[int, Pair] | None
+"""A pair, and a hash of the visitor that it was found for."""
 
 _LABEL = "cut"
 _KEEP = 3600  # seconds that a session's pair is held; then it is found anew
@@ -57,7 +60,10 @@ def build(page: Shared) -> None:
     # None of these runs a model, and none waits for one: they go past the queue.
     light: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     page.pair.change(
-        _picked, page.pair, [held, method, layers, plan, why_not, *answers.headings, *answers.outputs], **light
+        _picked,
+        [page.pair, answers.status],
+        [held, method, layers, plan, why_not, *answers.headings, *answers.outputs],
+        **light,
     )
     method.input(_method, [page.pair, held, method, layers], [held, layers, plan], trigger_mode="always_last", **light)
     layers.input(_planned, [page.pair, held, method, layers], [held, plan], trigger_mode="always_last", **light)
@@ -84,7 +90,7 @@ def _knobs() -> list[gr.components.Component]:
             0, 2, start.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token each time."
         )
         tokens = gr.Slider(1, most, min(start.max_new_tokens, most), step=1, label="Max new tokens")
-        seed = gr.Number(start.seed, precision=0, minimum=0, maximum=share.MAX_SEED, label="Seed")
+        seed = gr.Number(start.seed, precision=0, label="Seed")
     return [temperature, tokens, seed]
 
 
@@ -105,26 +111,30 @@ def _most(offers: tuple[Offer, ...], method: str) -> int:
     return next((offer.most for offer in offers if offer.method == method), 1)
 
 
-def _pair(name: str, held: Pair | None, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> Pair:
-    """The page's pair: the one that this session holds, so that sliding asks nobody, else found anew."""
-    return held if held is not None and held.name == name else pairs.find(name, visitor(profile, token))
+def _pair(name: str, held: Held, who: Visitor) -> Pair:
+    """The page's pair: the one that this session holds, so that sliding asks nobody, else found anew.
+
+    It is held for who found it: not for somebody else, not even in the same session.
+    """
+    return held[1] if held is not None and held[0] == hash(who) and held[1].name == name else pairs.find(name, who)
 
 
-def _picked(name: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> list[Any]:
+def _picked(name: str, status: str, profile: Profile, token: Token, request: gr.Request) -> list[Any]:
     """Everything, for another pair."""
     try:
-        pair = _pair(name, None, profile, token)
+        who = visitor(profile, token, request)
+        pair = pairs.find(name, who)
         offers = cutting.offers(pair)
         method, count = _start(pair, offers)
         cut = cutting.plan_cut(pair, method, count)
         return [
-            pair,
+            (hash(who), pair),
             gr.update(choices=_choices(offers), value=method),
             gr.update(maximum=_most(offers, method), value=count),
             cut_page.page(pair, cut),
             cut_page.not_offered(offers),
             *_headings(pair, cut),
-            *[""] * 6,
+            *cleared(status),
         ]
     except Exception as error:
         return [None, gr.skip(), gr.skip(), problem(told(error)), "", *[gr.skip()] * 8]
@@ -132,61 +142,70 @@ def _picked(name: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken | N
 
 def _method(
     name: str,
-    held: Pair | None,
+    held: Held,
     method: str,
     count: float,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
+    request: gr.Request,
 ) -> list[Any]:
     """Another method, which may let fewer layers go."""
     try:
-        pair = _pair(name, held, profile, token)
+        who = visitor(profile, token, request)
+        pair = _pair(name, held, who)
         most = _most(cutting.offers(pair), method)
         count = min(int(count or 0), most)
-        return [pair, gr.update(maximum=most, value=count), cut_page.page(pair, cutting.plan_cut(pair, method, count))]
+        plan = cut_page.page(pair, cutting.plan_cut(pair, method, count))
+        return [(hash(who), pair), gr.update(maximum=most, value=count), plan]
     except Exception as error:
         return [held, gr.skip(), problem(told(error))]
 
 
 def _planned(
     name: str,
-    held: Pair | None,
+    held: Held,
     method: str,
     count: float,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
+    request: gr.Request,
 ) -> list[Any]:
     """Another number of layers; the slider itself is left to the hand that moves it."""
     try:
-        pair = _pair(name, held, profile, token)
-        return [pair, cut_page.page(pair, cutting.plan_cut(pair, method, int(count or 0)))]
+        who = visitor(profile, token, request)
+        pair = _pair(name, held, who)
+        return [(hash(who), pair), cut_page.page(pair, cutting.plan_cut(pair, method, int(count or 0)))]
     except Exception as error:
         return [held, problem(told(error))]
 
 
 def _run(
     name: str,
-    held: Pair | None,
+    held: Held,
     method: str,
     count: float,
     prompt: str,
     temperature: float,
     max_tokens: int,
     seed: int,
-    profile: gr.OAuthProfile | None,
-    token: gr.OAuthToken | None,
+    profile: Profile,
+    token: Token,
+    request: gr.Request,
 ) -> Iterator[list[Any]]:
     """Both answers as they are written, then what was found; a failure is a message in the status line."""
     rest = gr.skip()
     yield [*buttons(running=True), rest, rest, "Starting …", *[""] * 5]
     try:
-        pair = _pair(name, held, profile, token)
+        who = visitor(profile, token, request)
+        pair = _pair(name, held, who)
         cut = cutting.plan_cut(pair, method, int(count or 0))
-        sampling = Sampling(temperature=temperature, max_new_tokens=int(max_tokens), seed=int(seed))
-        frames = cutting.compare_cut(pair, method, int(count or 0), prompt, sampling, visitor(profile, token))
-        yield [rest, rest, *_headings(pair, cut), *[rest] * 6]
+        sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+        frames = cutting.compare_cut(pair, method, int(count or 0), prompt, sampling, who)
+        heads = _headings(pair, cut)
+        yield [rest, rest, *heads, *[rest] * 6]
         for frame in frames:
-            yield [*[rest] * 4, *show(frame, _LABEL)]
+            # With the headings each time: while these are written, another pair may be picked.
+            yield [rest, rest, *heads, *show(frame, _LABEL)]
     except Exception as error:
         yield [*buttons(running=False), rest, rest, problem(told(error)), *[rest] * 5]
     else:

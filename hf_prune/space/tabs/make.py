@@ -1,24 +1,21 @@
 """Make one: a model and a recipe, plan and cost first, then a job that ends in the visitor's account."""
 
-import os
-from typing import Any, TypeAlias
+from typing import Any
 
 import gradio as gr
 
 from hf_prune.errors import HubError
 from hf_prune.methods import METHODS
-from hf_prune.space import bases, make_page, making, origins, settings
+from hf_prune.space import bases, make_page, making, settings
 from hf_prune.space.effort import effort
 from hf_prune.space.job import Status
 from hf_prune.space.jobs import WORKSHOP
 from hf_prune.space.making import Offer
 from hf_prune.space.pair import Visitor
 from hf_prune.space.render import problem
-from hf_prune.space.tabs.shared import Shared, told, visitor
+from hf_prune.space.tabs.shared import TYPED, Profile, Shared, Token, has_login, told, visitor
 from hf_prune.space.wishes import CHOICES, Wish, default_repo
 
-Profile: TypeAlias = gr.OAuthProfile | None
-Token: TypeAlias = gr.OAuthToken | None
 LAYERS, SHARE = "Layers", "Share"
 _KEEP = 3600  # seconds that a plan is held
 _THOUSAND = 1024
@@ -37,7 +34,7 @@ def build(page: Shared) -> None:
         "<p class='hp-note'>Pick a model and how much of it goes. Layers are chosen on text that the model writes "
         "itself, so no dataset is needed. The result lands in your account, with a card that tells what it cost.</p>"
     )
-    who = gr.HTML(make_page.who(Visitor(), settings.current(), _has_login()), elem_id="hp-make-who")
+    who = gr.HTML(make_page.who(Visitor(), settings.current(), has_login()), elem_id="hp-make-who")
     with gr.Row(elem_classes="mk-row"):
         model = gr.Dropdown(
             list(bases.SUGGESTED),
@@ -118,7 +115,15 @@ def build(page: Shared) -> None:
     blocks = gr.context.Context.root_block
     assert blocks is not None
     blocks.load(_arrive, None, [owner, who, plan, *job], show_progress="hidden", **asking)
-    model.key_up(_search, None, model, trigger_mode="always_last", show_progress="hidden", **asking)
+    model.key_up(
+        _search,
+        model,
+        model,
+        js=TYPED.format("hp-make-model"),
+        trigger_mode="always_last",
+        show_progress="hidden",
+        **asking,
+    )
     model.change(_model, [model, owner], [line, repo, layers], trigger_mode="always_last", **asking)
     gr.on([method.input, unit.input], _amount, [method, unit], [unit, layers, share], **light)
     heal.input(lambda on: gr.update(visible=on), heal, tokens, **light)
@@ -130,31 +135,22 @@ def build(page: Shared) -> None:
     look.click(lambda name: _finished(name), owner, page.picker, **light)
 
 
-def _has_login() -> bool:
-    return bool(os.environ.get("OAUTH_CLIENT_ID"))
-
-
-def _who(profile: Profile, token: Token, request: gr.Request) -> Visitor:
-    """Who asks; nobody, where it is another site that does."""
-    return visitor(profile, token) if origins.own(request.headers) else Visitor()
-
-
 def _arrive(profile: Profile, token: Token, request: gr.Request) -> list[Any]:
     """Who came, and the job that they left running."""
-    here, said = _who(profile, token, request), ""
+    here, said = visitor(profile, token, request), ""
     try:
         here = making.account(here) if here.token else Visitor()
     except Exception as error:
         here, said = Visitor(), problem(told(error))
-    shown = said or make_page.who(here, settings.current(), _has_login())
+    shown = said or make_page.who(here, settings.current(), has_login())
     return [here.name, shown, gr.update(interactive=here.name is not None), *_view(WORKSHOP.status(here.name))]
 
 
-def _search(key: gr.KeyUpData, profile: Profile, token: Token, request: gr.Request) -> Any:
+def _search(typed: str | None, key: gr.KeyUpData, profile: Profile, token: Token, request: gr.Request) -> Any:
     """More models, for what was typed so far; keys that type nothing close the list, and it stays closed."""
     if len(str(key.key)) > 1 and key.key not in ("Backspace", "Delete"):
         return gr.skip()
-    return gr.update(choices=bases.search(str(key.input_value or ""), _who(profile, token, request)))
+    return gr.update(choices=bases.search(str(typed or ""), visitor(profile, token, request)))
 
 
 def _model(
@@ -170,7 +166,7 @@ def _model(
         return ["", "", gr.skip()]
     repo = default_repo(name, owner)
     try:
-        half = bases.describe(name, _who(profile, token, request))
+        half = bases.describe(name, visitor(profile, token, request))
     except Exception as error:
         return [problem(told(error)), repo, gr.skip()]
     return [make_page.model(half), repo, gr.update(maximum=half.layers - 1, value=max(1, half.layers // 5))]
@@ -217,7 +213,7 @@ def _plan(
         private=bool(private),
     )
     try:
-        made = making.estimate(wish, _who(profile, token, request))
+        made = making.estimate(wish, visitor(profile, token, request))
     except Exception as error:
         return [None, problem(told(error)), gr.update(interactive=False), gr.skip()]
     return [made, make_page.offer(made), gr.update(interactive=True), made.owner]
@@ -234,7 +230,7 @@ def _go(
     try:
         if made is None:
             raise HubError("there is no plan (any more): show plan and cost first")
-        status = WORKSHOP.submit(_who(profile, token, request), made)
+        status = WORKSHOP.submit(visitor(profile, token, request), made)
     except Exception as error:
         return [made, problem(told(error)), gr.update(interactive=made is not None), *_view(WORKSHOP.status(owner))]
     return [None, "", gr.update(interactive=False), *_view(status)]

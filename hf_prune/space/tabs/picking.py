@@ -5,7 +5,7 @@ import gradio as gr
 from hf_prune.markdown import one_line
 from hf_prune.space import pairs, render, search, settings
 from hf_prune.space.pair import DEMO, Pair, Visitor
-from hf_prune.space.tabs.shared import Shared, told, visitor
+from hf_prune.space.tabs.shared import TYPED, Profile, Shared, Token, told, visitor
 
 DEMO_NAME = "Demo: a small book model"
 _MAX_NAME = 120
@@ -23,6 +23,7 @@ def build() -> Shared:
         interactive=True,
         elem_id="hp-picker",
     )
+    searched = gr.HTML("", visible=False, elem_id="hp-searched")
     line = gr.HTML(render.picked(demo), elem_id="hp-line")
     page = Shared(pair=gr.State(DEMO), picker=picker)
     gr.on(
@@ -37,8 +38,9 @@ def build() -> Shared:
     )
     picker.key_up(
         _search,
-        None,
         picker,
+        [picker, searched],
+        js=TYPED.format("hp-picker"),
         concurrency_limit=None,
         show_progress="hidden",
         trigger_mode="always_last",
@@ -53,21 +55,21 @@ def choices(names: tuple[str, ...] | list[str]) -> list[tuple[str, str]]:
     return [(DEMO_NAME, DEMO), *((one_line(name, _MAX_NAME), name) for name in others)]
 
 
-def _pick(
-    name: str | None, current: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None
-) -> tuple[str, str]:
+def _pick(name: str | None, current: str, profile: Profile, token: Token, request: gr.Request) -> tuple[str, str]:
     """The pair of that name and the line that says what it is; the pair before stays where there is none."""
     try:
-        pair: Pair = pairs.find((name or "").strip(), visitor(profile, token))
+        pair: Pair = pairs.find((name or "").strip(), visitor(profile, token, request))
     except Exception as error:
         still = DEMO_NAME if current == DEMO else current
         return current, render.problem(f"{told(error)}\nStill shown: {still}.")
     return pair.name, render.picked(pair)
 
 
-def _search(key: gr.KeyUpData, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None) -> dict:
-    """More to choose from, for what was typed so far."""
-    typed = str(key.input_value or "")[:_MAX_NAME].strip()
+def _search(typed: str | None, profile: Profile, token: Token, request: gr.Request) -> list[dict]:
+    """More to choose from, for what was typed so far, and why the Hub could not be searched."""
+    typed = str(typed or "")[:_MAX_NAME].strip()
     if len(typed) < 2:
-        return gr.update(choices=choices(settings.current().featured))
-    return gr.update(choices=choices([*search.search(typed, visitor(profile, token)), *settings.current().featured]))
+        return [gr.update(choices=choices(settings.current().featured)), gr.update(visible=False)]
+    found = search.find(typed, visitor(profile, token, request))
+    said = gr.update(value=render.problem(found.message or ""), visible=found.message is not None)
+    return [gr.update(choices=choices([*found.names, *settings.current().featured])), said]
