@@ -188,7 +188,7 @@ def _models(api: HfApi, pairs: Sequence[str]) -> tuple[str, ...]:
         named = info.card_data.base_model if info.card_data is not None else None
         bases = named if isinstance(named, list) else [named]
         # A card may hold anything; what is no Hub id, such as a folder, nobody could find.
-        found += [info.id, *(base for base in bases if is_hub_id(base, bare=True))]
+        found += [info.id, *(str(base) for base in bases if is_hub_id(base, bare=True))]
     return tuple(dict.fromkeys(found))
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 import hf_prune
 from hf_prune.errors import OutputError
 from hf_prune.hub_files import is_secret
+
+logger = logging.getLogger(__name__)
 
 _SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hf_prune", "model_cards", "space")
 _PAGE = "hf_prune/space_page/"
@@ -64,6 +67,8 @@ def own_wheel(scratch: Path, given: Path | None = None) -> Wheel:
 def build(checkout: Path, scratch: Path) -> Path:
     """Build the wheel of a checkout, from a copy: what earlier builds left behind would get into it.
 
+    So would files that git does not know, where it is there to be asked; they stay out, and a warning names them.
+
     Args:
         checkout: its root.
         scratch: folder for the copy and the wheel.
@@ -76,9 +81,17 @@ def build(checkout: Path, scratch: Path) -> Path:
     """
     source, built = scratch / "source", scratch / "built"
     source.mkdir()
+    unknown = _unknown_to_git(checkout)
+    if unknown:
+        logger.warning("Left out of the wheel, as git does not know them: %s", ", ".join(sorted(unknown)))
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(checkout)
+        return {name for name in names if _is_left_behind(name) or (inside / name).as_posix() in unknown}
+
     for name in _SOURCES:
         if (checkout / name).is_dir():
-            shutil.copytree(checkout / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            shutil.copytree(checkout / name, source / name, symlinks=True, ignore=ignored)
         else:
             shutil.copyfile(checkout / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -101,6 +114,23 @@ def build(checkout: Path, scratch: Path) -> Path:
         ) from error
     (file,) = built.glob("*.whl")
     return file
+
+
+def _unknown_to_git(checkout: Path) -> set[str]:
+    """Files of a checkout that were never added to git; none where there is no git, or no repository."""
+    command = ["git", "-C", str(checkout), "ls-files", "--others", "-z", "--", *_SOURCES]
+    if not (checkout / ".git").exists():
+        return set()
+    try:
+        listed = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    names = (os.fsdecode(name) for name in listed.split(b"\0") if name)
+    return {name for name in names if not any(map(_is_left_behind, name.split("/")))}
+
+
+def _is_left_behind(name: str) -> bool:
+    return name == "__pycache__" or name.startswith(".")
 
 
 def pack_installed(scratch: Path) -> Path:

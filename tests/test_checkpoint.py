@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from hf_prune.checkpoint import INDEX, SINGLE, check_checkpoint, folder_digest, read_header, weight_files
+from hf_prune.checkpoint import (
+    INDEX,
+    SINGLE,
+    block_parameters,
+    check_checkpoint,
+    folder_digest,
+    read_header,
+    weight_files,
+)
 from hf_prune.errors import CheckpointError
 
 from .making import edit_json
@@ -226,3 +234,11 @@ def test_digest_reads_no_weights(base: Path) -> None:
     write_safetensors(base / SINGLE, header)
     os.truncate(base / SINGLE, 8 + len(header) + size)
     assert len(folder_digest(base)) == 64
+
+
+def test_parameters_of_each_block_by_the_names_of_tensors():
+    counts = {"model.layers.0.a": 1, "model.layers.1.a": 2, "model.layers.1.b": 3, "layers.2.mtp": 9, "head": 7}
+    assert block_parameters(counts, 2) == (1, 5)
+    assert block_parameters(counts, 4) is None, "a block that no tensor is of"
+    assert block_parameters({"transformer.stages.0.a": 1}, 1) is None
+    assert block_parameters(counts | {f"layers.{'9' * 5000}.a": 1}, 2) == (1, 5)

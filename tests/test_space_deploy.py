@@ -396,6 +396,25 @@ def test_wheel_of_a_checkout_holds_no_junk_and_comes_out_the_same(built, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_git_does_not_know_stays_out_of_the_wheel(tmp_path, monkeypatch, caplog):
+    checkout, scratch = tmp_path / "check out", tmp_path / "a scratch"
+    scratch.mkdir()
+    kept = {"pyproject.toml": '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'}
+    kept |= {"known/__init__.py": "", "known/more.py": ""}
+    kept["pyproject.toml"] += '[project]\nname = "known"\nversion = "1"\n[tool.setuptools]\npackages = ["known"]\n'
+    for name, text in (kept | {"known/mine.py": "KEY = 1", "known/.env": ""}).items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(text)
+    (checkout / "known" / "outside").symlink_to("/etc")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    subprocess.run(["git", "-C", checkout, "add", *kept], check=True)
+    monkeypatch.setattr(space_wheel, "_SOURCES", ("pyproject.toml", "known"))
+    held = members(space_wheel.build(checkout, scratch))
+    assert {name for name in held if name.startswith("known/")} == {"known/__init__.py", "known/more.py"}
+    assert "git does not know them: known/mine.py, known/outside" in caplog.text
+
+
+@pytest.mark.slow
 def test_build_that_fails_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(space_wheel, "_SOURCES", ("pyproject.toml",))
     (tmp_path / "pyproject.toml").write_text("[build-system]\nrequires = []\nbuild-backend = 'nothing'\n")

@@ -1,6 +1,7 @@
 """`space`: the page in a browser, on this machine; `space deploy`: the same as a Space on the Hub."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,8 @@ def space_command(
     from hf_prune.space_page.app import launch
 
     try:
+        if host is not None:
+            _require_own(host)
         launch(host, port, share=share or None, mcp=mcp or None, open_browser=open_browser)
     except OSError as error:
         raise ConfigError(
@@ -108,6 +111,17 @@ def deploy_command(
             "models": list(done.models),
         },
     )
+
+
+def _require_own(host: str) -> None:
+    """Refuse an address that is not this machine's at once; Gradio would try it on a hundred ports, for minutes.
+
+    Raises:
+        OSError: there is no such address here.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind(address)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Models to prune: a few to begin with, more by a search, and what one of them is before it is planned for."""
 
 from hf_prune.errors import HubError
+from hf_prune.space import disk
 from hf_prune.space.asking import asking, hub, look
 from hf_prune.space.ids import is_hub_id
 from hf_prune.space.pair import Half, Visitor
@@ -45,4 +46,6 @@ def describe(name: str, visitor: Visitor) -> Half:
     Raises:
         PruneError: it is none that could be pruned, or is not open to this visitor.
     """
-    return weigh(look(hub_id(name), visitor), visitor).half
+    found = look(hub_id(name), visitor)
+    with disk.in_use(found.commit):
+        return weigh(found, visitor).half

@@ -22,7 +22,7 @@ from hf_prune.space import disk, settings
 from hf_prune.space.asking import Repo, asking, hub, look
 from hf_prune.space.effort import Needs, check_room, device, needs
 from hf_prune.space.pair import Visitor
-from hf_prune.space.weighing import weigh
+from hf_prune.space.weighing import companions, weigh
 from hf_prune.space.wishes import Wish, hub_id, recipe, target
 
 logger = logging.getLogger(__name__)
@@ -84,19 +84,21 @@ def estimate(wish: Wish, visitor: Visitor) -> Offer:
     heal = wish.heal_tokens > 0
     restricted = is_restricted(model, token)
     private = wish.private or restricted
-    facts, steps = preview(
-        model,
-        config,
-        Path(gettempdir()) / f"hf-prune-{uuid.uuid4().hex}",  # never made
-        heal=heal,
-        push=repo,
-        push_kwargs={"private": private or None},
-        revision=found.commit,
-        token=token,
-        device_map=device(),
-        trust_remote_code=False,
-    )
-    source, _ = locate(model, revision=found.commit, token=token, trust_remote_code=False, weights=False)
+    with disk.room(model, found.commit, companions(found)):
+        facts, steps = preview(
+            model,
+            config,
+            Path(gettempdir()) / f"hf-prune-{uuid.uuid4().hex}",  # never made
+            heal=heal,
+            push=repo,
+            push_kwargs={"private": private or None},
+            revision=found.commit,
+            token=token,
+            device_map=device(),
+            trust_remote_code=False,
+        )
+        source, _ = locate(model, revision=found.commit, token=token, trust_remote_code=False, weights=False)
+        inherited = inherit(source.card)
     needed = needs(half, sum(_weights(found).values()), config, heal)
     check_room(model, needed)
     return Offer(
@@ -110,7 +112,7 @@ def estimate(wish: Wish, visitor: Visitor) -> Offer:
         private=private,
         steps=tuple((stage, what) for stage, what in steps if stage != "write"),
         needs=needed,
-        flags=flags(inherit(source.card), repo),
+        flags=flags(inherited, repo),
         notes=_notes(model, restricted, wish, facts["layers"]),
     )
 
@@ -136,7 +138,7 @@ def carry_out(offer: Offer, visitor: Visitor, folder: Path, pushing: Callable[[]
     check_room(offer.model, offer.needs)
     output = folder / offer.repo.partition("/")[2]
     logger.info("Making %s from %s at %s", offer.repo, offer.model, offer.commit[:8])
-    with disk.room(offer.model, offer.commit, _weights(found)):
+    with disk.room(offer.model, offer.commit, companions(found) | _weights(found)):
         run(
             offer.model,
             offer.config,

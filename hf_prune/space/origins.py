@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from hf_prune.space import settings
 from hf_prune.space.settings import is_loopback
 
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
+
 
 def own(headers: Mapping[str, str]) -> bool:
     """Whether a visitor's sign-in counts for a request.
@@ -21,6 +23,8 @@ def own(headers: Mapping[str, str]) -> bool:
     here = settings.current()
     if here.local_login and not is_loopback(urlsplit(f"//{host}").hostname or ""):
         return False  # a name of another site that leads to this machine
+    if here.local_login and any(headers.get(name) for name in _FORWARDED):
+        return False  # others reach this machine through a proxy or a tunnel, which may say that it is asked by itself
     if origin is None:
         return True
     return urlsplit(origin).netloc in {host, os.environ.get("SPACE_HOST", host)} - {""}

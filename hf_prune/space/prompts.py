@@ -185,7 +185,8 @@ def _rendered(tokenizer: Tokenizer, prompt: str) -> str:
         ) from error
     if len(text) > _TEMPLATE_CHARS:
         raise DataError(
-            f"the chat template of this model makes {len(text):,} characters of the prompt; switch the chat template off"
+            f"the chat template of this model makes {len(text):,} characters of the prompt; switch the chat template "
+            "off"
         )
     return text
 

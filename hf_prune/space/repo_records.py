@@ -125,7 +125,8 @@ def _check(finished: Finished) -> None:
         )
         for table in (scores.distances, scores.standard_errors):
             square = {len(table), *map(len, table)} in ({0}, {depth + 1})
-            _expect(square, f"the scores are no table of {depth + 1} × {depth + 1} distances")
+            whole = square and len(table) == len(scores.distances)
+            _expect(whole, f"the scores are no table of {depth + 1} × {depth + 1} distances")
         for row in (scores.layers, scores.layer_standard_errors):
             _expect(len(row) in (0, depth), f"the scores speak of {len(row)} layers; expected {depth}")
         figures = [abs(figure) for row in (*scores.distances, scores.layers) for figure in row]

@@ -31,6 +31,8 @@ _MOST_SHARDS, _MOST_TENSORS, _MOST_HEADER = 256, 10**5, 32 * 10**6
 _MOST_COUNT = 4096
 """Largest `num_…` of a config: layers, heads, experts. Each is a loop of transformers."""
 
+_COUNTED = re.compile(r"num_|n_layers?$|n_heads?$|attention_types$")
+
 _COMPUTED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
 """Tensors that old checkpoints store and models compute by themselves; biases of attention have one dimension."""
 
@@ -146,7 +148,7 @@ def _check_values(value: Any, name: str, key: str = "", depth: int = 0) -> None:
     elif isinstance(value, list) and not (value and all(type(item) is int for item in value)):
         for item in value:
             _check_values(item, name, key, depth + 1)
-    elif isinstance(value, int) and re.match(r"num_|n_layers?$|n_heads?$|attention_types$", key) and value > _MOST_COUNT:
+    elif isinstance(value, int) and _COUNTED.match(key) and value > _MOST_COUNT:
         raise CheckpointError(
             f"'{shown(key, 40)}' in config.json of '{name}' is above {_MOST_COUNT}; no model has that"
         )

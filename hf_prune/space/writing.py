@@ -78,15 +78,24 @@ class Speech:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.text = ""
         self._tokenizer = tokenizer
+        self._front = ""
         self._ids: list[int] = []
+        self._told = 0  # how many of them are in the text
 
     def add(self, ids: Sequence[int]) -> str:
-        """Take more tokens; returns the text of all so far."""
-        self._ids.extend(ids)
-        text = plain_text(self._tokenizer, self._ids).rstrip(_LOST)
-        # Tokenizers that spell out bytes take back whole characters while the next one is not complete.
-        if text.startswith(self.text):
-            self.text = text
+        """Take more tokens; returns the text of all so far, which is the same however many come at a time."""
+        for token in ids:
+            self._ids.append(token)
+            whole = self._front + plain_text(self._tokenizer, self._ids)
+            text = whole.rstrip(_LOST)
+            # Tokenizers that spell out bytes take back whole characters while the next one is not complete.
+            if not text.startswith(self.text):
+                if text != whole:
+                    continue
+                # It never became one, and spoils what came before: that stays, and is not looked at any more.
+                self._front, self._ids = self.text, self._ids[self._told :]
+                text = self._front + plain_text(self._tokenizer, self._ids)
+            self.text, self._told = text, len(self._ids)
         return self.text
 
 

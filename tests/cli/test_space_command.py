@@ -96,6 +96,8 @@ def failed(*words: str) -> str:
     [
         (("--pair", "../etc"), "is no Hub id"),
         (("--memory", "0"), "expected gigabytes"),
+        (("--host", "192.0.2.1"), "can't be served on 192.0.2.1, port 7860 and up"),
+        (("--host", "no host"), "can't be served on no host, port 7860 and up"),
     ],
 )
 @pytest.mark.slow

@@ -68,11 +68,11 @@ def asked(pair: str) -> list[tuple[str, list[Any], str]]:
     prompt = "Once upon a time"
     return [
         ("_pick", [pair, None], BASE),
-        ("_headings", [None], BASE),
+        ("_headings", [None, ""], BASE),
         ("_shown", [None], "Drop layers"),
         ("_planned", [None, None, "simple", 1], "removed 4."),
-        ("_picked", [None], BASE),
-        ("_run", [None, None, pair, prompt, 0, 1, 4, 0, True, False], "Weights"),
+        ("_picked", [None, ""], BASE),
+        ("_run", [None, pair, prompt, 0, 1, 4, 0, True, False], "Weights"),
         ("_run_1", [None, None, "simple", 1, prompt, 0, 4, 0], "Weights"),
         ("_model", [pair, None], "parameters"),
         ("compare", [pair, prompt, 0, 1, 4, 0], "prefill"),
@@ -80,18 +80,23 @@ def asked(pair: str) -> list[tuple[str, list[Any], str]]:
     ]
 
 
-def test_the_page_of_another_site_does_not_ask_in_a_visitors_name(page: Page, closed: str, hub: Any) -> None:
+def test_the_page_of_another_site_does_not_ask_in_a_visitors_name(
+    server: Served, page: Page, closed: str, hub: Any
+) -> None:
     for name, data, secret in asked(closed):
         told = page.fire(name, *data)
         assert secret in told, (name, told)
     assert {request.user for request in hub.requests} == {"alice"}
     hub.reset()
+    fresh = Page(server.url)
     for name, data, secret in asked(closed):
-        told = page.fire(name, *data, **ELSEWHERE)  # even in a session in which the pair was picked
+        # Even in a session in which the pair was picked; Compare repeats the headings that are there already.
+        told = (fresh if name == "_run" else page).fire(name, *data, **ELSEWHERE)
         assert secret not in told and BASE not in told, (name, told)
     for event in ("_search", "_search_1"):
         page.fire(event, event={"key": "x", "input_value": "space-closed"}, **ELSEWHERE)
     page.fire("_arrive", **ELSEWHERE)
+    fresh.close()
     assert hub.requests and {request.user for request in hub.requests} == {None}
 
 

@@ -295,3 +295,16 @@ def test_no_half_character_is_ever_shown(make: object, text: str) -> None:
     assert speech.add([tokenizer.eos_token_id]) == text, "special tokens say nothing"
     speech.add(spelled(tokenizer, "🙂")[:2])
     assert speech.text == text
+
+
+def test_a_character_that_never_comes_to_be_holds_nothing_up() -> None:
+    """A line break in bytes, then half a character: the tokenizer finds the break broken, too."""
+    tokenizer = byte_fallback()
+    words = ["▁the", "<0x0A>", "<0xE2>", "▁sea", "<0x0A>", "▁the"]
+    ids = tokenizer.convert_tokens_to_ids(words)
+    speech, seen = Speech(tokenizer), [""]
+    for token in ids:
+        seen.append(speech.add([token]))
+        assert seen[-1].startswith(seen[-2]), "nothing is taken back"
+    assert seen[-1] == " the\n\ufffd sea\n the"
+    assert Speech(tokenizer).add(ids) == seen[-1], "however many come at a time"
