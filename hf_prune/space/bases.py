@@ -2,9 +2,9 @@
 
 from hf_prune.errors import HubError
 from hf_prune.space import disk
-from hf_prune.space.asking import asking, hub, look
-from hf_prune.space.ids import is_hub_id
+from hf_prune.space.asking import asking, look
 from hf_prune.space.pair import Half, Visitor
+from hf_prune.space.search import listed, typed
 from hf_prune.space.weighing import weigh
 from hf_prune.space.wishes import hub_id
 
@@ -16,7 +16,7 @@ SUGGESTED = (
 )
 """Small models with open licences."""
 
-_MOST, _LONGEST = 15, 96
+_MOST = 15
 
 
 def search(text: str, visitor: Visitor) -> list[str]:
@@ -26,16 +26,13 @@ def search(text: str, visitor: Visitor) -> list[str]:
         text: what somebody typed; whatever cannot stand in a name is passed by.
         visitor: who asks.
     """
-    wanted = "".join(c for c in text[:_LONGEST] if c.isascii() and (c.isalnum() or c in "/._-"))
+    wanted = typed(text)
     if len(wanted) < 2:
         return list(SUGGESTED)
     try:
         with asking("search the Hub", "the Hub", visitor):
-            models = hub(visitor).list_models(
-                search=wanted, filter="safetensors", pipeline_tag="text-generation", limit=_MOST, sort="downloads",
-                token=visitor.token,
-            )  # fmt: skip
-            return [model.id for model in models if is_hub_id(model.id)] or list(SUGGESTED)
+            found = listed(visitor, limit=_MOST, text=wanted, filter="safetensors", pipeline_tag="text-generation")
+            return found or list(SUGGESTED)
     except HubError:
         return list(SUGGESTED)
 

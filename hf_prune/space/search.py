@@ -1,6 +1,6 @@
 """Pruned models on the Hub, by our tag."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub import get_session
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -37,26 +37,44 @@ def find(text: str, visitor: Visitor) -> Found:
         text: what somebody typed; whatever cannot stand in a name is passed by.
         visitor: who asks, and sees private models of their own.
     """
-    wanted = "".join(c for c in text[:_LONGEST] if c.isascii() and (c.isalnum() or c in "/._-")).lower()
+    wanted = typed(text).lower()
     here = [DEMO, *(name for name in settings.current().featured if wanted in name.lower())]
     names: list[str] = []
     message = None
     try:
         with asking("search the Hub", "the Hub", visitor):
-            names = [name for name in _on_hub(wanted, visitor) if is_hub_id(name)]
+            names = listed(visitor, limit=_MOST, text=wanted, filter=TAG)
     except HubError as error:
         message = str(error)
     return Found(list(dict.fromkeys([*here, *names])), message)
 
 
-def _on_hub(text: str, visitor: Visitor) -> list[Any]:
-    """What `list_models(filter=TAG)` asks for, without its retries: for half a minute nothing would be found."""
+def listed(visitor: Visitor, *, limit: int, text: str = "", **params: str) -> list[str]:
+    """Ids of models on the Hub, the most used first, by one request.
+
+    It is the one that `list_models` makes, without its retries: they would take half a minute to find nothing.
+
+    Args:
+        visitor: who asks.
+        limit: ids at most.
+        text: what the names hold; all names where it is empty.
+        params: further ones of the Hub's list of models, such as `filter`.
+
+    Raises:
+        HTTPError: of the Hub's client; for `asking` to translate.
+    """
     answer = get_session().get(
         f"{hub(visitor).endpoint}/api/models",
-        params={"filter": TAG, "limit": _MOST, "sort": "downloads", **({"search": text} if text else {})},
+        params={**params, "limit": limit, "sort": "downloads", **({"search": text} if text else {})},
         headers=build_hf_headers(token=visitor.token, library_name="hf-prune", library_version=__version__),
         timeout=_SECONDS,
     )
     hf_raise_for_status(answer)
     found = answer.json()
-    return [model.get("id") for model in found if isinstance(model, dict)] if isinstance(found, list) else []
+    rows = found if isinstance(found, list) else []
+    return [row["id"] for row in rows if isinstance(row, dict) and is_hub_id(row.get("id"))]
+
+
+def typed(text: str) -> str:
+    """What of a typed text can stand in a name."""
+    return "".join(c for c in text[:_LONGEST] if c.isascii() and (c.isalnum() or c in "/._-"))

@@ -168,3 +168,4 @@ def test_models_are_found_and_described(hub, source: str, unpruned: Path, new_re
     assert bases.search("", VISITOR) == list(bases.SUGGESTED) == bases.search("zzzz-no-such", VISITOR)
     hub.faults.fail("GET", "/api/models", 500, times=100)
     assert bases.search("model", VISITOR) == list(bases.SUGGESTED), "the Hub fails, the box still offers something"
+    assert len(hub.asked("GET", "/api/models\\?.*search=model")) == 1, "by one request: nobody waits for a search"
