@@ -40,6 +40,9 @@ def open_tab(page: Any, name: str) -> None:
         page.locator(".overflow-menu button").first.click()
         tab = page.locator(".overflow-dropdown button", has_text=name)
     tab.click()
+    if name == "Try a cut":
+        page.wait_for_selector("#hp-cut-plan .layers")
+        page.wait_for_timeout(500)  # a key that comes while Gradio still mounts the tab is lost, on a busy machine
 
 
 def anatomy(page: Any) -> None:
