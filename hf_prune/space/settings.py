@@ -212,7 +212,8 @@ def _amount(environ: Mapping[str, str], name: str) -> int | None:
     except ValueError:
         amount = math.nan
     if not 0 < amount < 1e6:
-        raise ConfigError(f"{name}={text[:40]!r}; expected gigabytes, such as 8 or 0.5")
+        given = " (also set by --memory)" if name.endswith("_MEMORY_GB") else ""
+        raise ConfigError(f"{name}={text[:40]!r}{given}; expected gigabytes, such as 8 or 0.5")
     return int(amount * GB)
 
 

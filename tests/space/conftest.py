@@ -14,6 +14,7 @@ from hf_prune.space.pair import Visitor
 from hf_prune.space.settings import GB, Settings
 from tests.cli.support import CALIBRATION, EVALUATION, HEALING, fast, planted, recipe
 from tests.hub.fixtures import ALICE, BOB, start_session_hub
+from tests.space.serving import Served, browser, served
 
 BASE = "acme/space-base"
 """A public base of six blocks; its pairs are made by `pushed`."""
@@ -103,3 +104,24 @@ def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_prune.space.effort._BESIDE", 10**6)
     settings.use(Settings(False, "a test", memory_bytes=GB, model_bytes=GB // 100))
     fast(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """The real page, for the tests of one file."""
+    with served() as found:
+        yield found
+
+
+@pytest.fixture
+def url(server: Served) -> str:
+    """Its address; its settings are in force."""
+    settings.use(server.limits)
+    return server.url
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real browser, for the tests of one file."""
+    with browser() as found:
+        yield found

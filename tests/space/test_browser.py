@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode
@@ -11,29 +10,11 @@ from urllib.parse import urlencode
 import pytest
 
 from hf_prune.space import settings
-from tests.space.serving import Served, browser, served, visit
+from tests.space.serving import Served, served, visit
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("url")]
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> **bold** [a](javascript:alert(3)) ${alert(4)} {{5}}"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def url(server: Served) -> str:
-    settings.use(server.limits)
-    return server.url
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 def status(page: Any) -> str:
@@ -298,7 +279,7 @@ def test_answers_never_stand_below_another_pairs_name(chromium: Any, url: str, p
 
 
 def test_settings_that_mean_nothing_are_told(chromium: Any, url: str) -> None:
-    with visit(chromium, f"{url}?max_tokens=8") as page:
+    with visit(chromium, url) as page:  # without a link's settings: they come late enough to undo what is typed here
         page.locator("button", has_text="Settings").first.click()
         for typed, told in (("-5", "seed=-5; expected a whole number"), ("", "seed=None; expected a whole number")):
             page.locator("#hp-seed input").fill(typed)

@@ -18,17 +18,11 @@ from hf_prune.space.jobs import WORKSHOP
 from hf_prune.space.pair import Visitor
 from tests.cli.support import CALIBRATION, EVALUATION, HEALING, fast, planted
 from tests.hub.fixtures import ALICE
-from tests.space.serving import Served, browser, served, visit
+from tests.space.serving import Served, visit
 
 pytestmark = pytest.mark.browser
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +37,6 @@ def url(server: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     WORKSHOP.cancel("alice")
     assert WORKSHOP.wait(60)
     WORKSHOP._jobs.clear()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

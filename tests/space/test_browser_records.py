@@ -1,36 +1,16 @@
 """Anatomy and Try a cut as visitors meet them: in a real browser, with the embedded pair and the loopback Hub."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from hf_prune.space import settings
-from tests.space.serving import Served, browser, served, visit
+from tests.space.serving import visit
 from tests.space.test_browser import contrast, pick
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("url")]
 
 PHONE = 390
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def url(server: Served) -> str:
-    settings.use(server.limits)
-    return server.url
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 def open_tab(page: Any, name: str) -> None:

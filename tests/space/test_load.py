@@ -5,7 +5,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,26 +13,12 @@ import psutil
 import pytest
 from gradio_client import Client
 
-from hf_prune.space import settings
-from tests.space.serving import Served, served
 from tests.space.test_page import greedy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("url")]
 
 CLIENTS = 50
 TOKENS = 8
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def url(server: Served) -> str:
-    settings.use(server.limits)
-    return server.url
 
 
 def resident() -> int:

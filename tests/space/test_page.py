@@ -25,17 +25,7 @@ from tests.space.serving import Served, served
 ROOT = Path(__file__).parents[2]
 PROMPT = "The captain came on deck and"
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def url(server: Served) -> str:
-    settings.use(server.limits)
-    return server.url
+pytestmark = pytest.mark.usefixtures("url")
 
 
 @pytest.fixture
