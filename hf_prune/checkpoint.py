@@ -5,12 +5,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig
 
 from hf_prune.architecture import layer_count
 from hf_prune.errors import CheckpointError
+from hf_prune.tensors import TensorEntry, header_length, parse_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,28 +52,72 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no weights; expected {SINGLE} or {INDEX}")
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor name to dtype, shape and data_offsets.
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, in the order in which they lie in it.
 
     Raises:
-        CheckpointError: the file is truncated, or its header disagrees with its length.
+        CheckpointError: the file is truncated, or its header is none, lies, or disagrees with the file's length.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > size - 8:
-            raise CheckpointError(f"{path} is {size} bytes long and promises a header of {length}; download it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{path} has no safetensors header ({error!r}); download it again") from error
-    if end != size:
-        state = "truncated" if size < end else "too long"
-        raise CheckpointError(f"{path} is {state}: {size} bytes, its header promises {end}; download it again")
-    return header
+        length = header_length(file.read(8), size, str(path))
+        raw = file.read(length)
+    return parse_header(raw, size, str(path), path.name)
+
+
+def checkpoint_entries(folder: Path) -> dict[str, TensorEntry]:
+    """All tensors of a checkpoint, shard by shard.
+
+    Raises:
+        CheckpointError: a file is broken, a tensor lies in two shards, or index and shards disagree.
+    """
+    found: dict[str, TensorEntry] = {}
+    for path in weight_files(folder):
+        add_shard(found, read_header(path))
+    if not (folder / SINGLE).is_file():
+        check_index(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"], found)
+    return found
+
+
+def add_shard(found: dict[str, TensorEntry], shard: Mapping[str, TensorEntry]) -> None:
+    """Add a shard's tensors to those of the shards before.
+
+    Raises:
+        CheckpointError: a tensor lies in two shards.
+    """
+    for name, entry in shard.items():
+        if name in found:
+            raise CheckpointError(
+                f"tensor '{name}' lies in two shards, {found[name].file} and {entry.file}; expected one. Download both "
+                "again, or remove the one that the index does not name"
+            )
+        found[name] = entry
+
+
+def check_index(weight_map: Mapping[str, str], found: Mapping[str, TensorEntry]) -> None:
+    """Hold an index of shards against what lies in them.
+
+    Args:
+        weight_map: name of each tensor, and the file that the index says it is in.
+        found: what the headers of the shards say.
+
+    Raises:
+        CheckpointError: the index names a tensor that is not there, another file, or leaves one out.
+    """
+    for name, file in weight_map.items():
+        if name not in found:
+            raise CheckpointError(
+                f"{INDEX} says that tensor '{name}' is in {file}, where it is not; download both again"
+            )
+        if found[name].file != file:
+            raise CheckpointError(
+                f"{INDEX} says that tensor '{name}' is in {file}; it lies in {found[name].file}. Download both again"
+            )
+    if unnamed := sorted(found.keys() - weight_map.keys()):
+        raise CheckpointError(
+            f"{INDEX} leaves out {len(unnamed)} tensors of its shards, such as '{unnamed[0]}' in "
+            f"{found[unnamed[0]].file}; download it again"
+        )
 
 
 def block_parameters(counts: Mapping[str, int], depth: int) -> tuple[int, ...] | None:
@@ -140,5 +184,18 @@ def folder_digest(folder: Path) -> str:
     for path in weight_files(folder):
         status = path.stat()
         total.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-        total.update(json.dumps(read_header(path), sort_keys=True).encode())
+        total.update(json.dumps(_as_written(read_header(path)), sort_keys=True).encode())
     return total.hexdigest()
+
+
+def _as_written(header: Mapping[str, TensorEntry]) -> dict[str, object]:
+    """The header as the file has it: offsets count from the first tensor."""
+    first = min((entry.start for entry in header.values()), default=0)
+    return {
+        entry.name: {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.start - first, entry.start - first + entry.size],
+        }
+        for entry in header.values()
+    }

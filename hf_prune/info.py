@@ -1,5 +1,6 @@
 """What a model is, whether it can be pruned, and what was done to it; no weight is loaded."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,13 @@ def _weights(folder: Path) -> dict[str, Any]:
     except CheckpointError as error:
         return {"weights": str(error) if list(folder.glob("*.bin")) else None}
     tensors = [tensor for header in headers for tensor in header.values()]
-    count = sum(_product(t["shape"]) for t in tensors)
-    dtypes = sorted({t["dtype"] for t in tensors})
+    count = sum(_product(t.shape) for t in tensors)
+    dtypes = sorted({t.dtype for t in tensors})
     size = sum(path.stat().st_size for path in files)
     return {"parameters stored": count, "bytes": size, "dtype": ", ".join(dtypes), "weight files": len(files)}
 
 
-def _product(shape: list[int]) -> int:
+def _product(shape: Iterable[int]) -> int:
     total = 1
     for length in shape:
         total *= length

@@ -23,14 +23,37 @@ from hf_prune.progress import tqdm
 from hf_prune.samples import Batch
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the walk is.
+
+    Attributes:
+        layer: index of the block.
+        depth: blocks that there are.
+        batch: index of the batch.
+    """
+
+    layer: int
+    depth: int
+    batch: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no block comes behind this one."""
+        return self.layer == self.depth - 1
+
+
 class Observer(Protocol):
     """Looks on while hidden states pass through the blocks, and adds to running sums."""
 
-    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
-        """Called for each batch and each block, blocks ascending within a batch.
+    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+        """Called once for each batch and each block.
+
+        Blocks ascend for each batch and batches ascend for each block. Which of the two changes faster depends on
+        where the weights lie, and must not matter for the result.
 
         Args:
-            layer: index of the block.
+            at: which block of how many, and which batch.
             inputs: (batch, length, width) residual stream h_l entering the block, in the model's dtype.
             outputs: same shape, h_(l+1) leaving it; before the final norm for the last block.
             mask: (batch, length) int64, 1 for tokens and 0 for pads (on the right).
@@ -85,8 +108,9 @@ class Walker:
             for number, batch in enumerate(tqdm(batches, "measuring", total, unit="batch", disable=total is None)):
                 for layer, inputs, outputs, mask in self.steps(batch):
                     _check_finite(inputs, outputs, mask, layer, number, self.decoder.name)
+                    place = Place(layer, self.decoder.num_layers, number)
                     for observer in observers:
-                        observer.see(layer, inputs, outputs, mask)
+                        observer.see(place, inputs, outputs, mask)
         return time.perf_counter() - started
 
     def steps(self, batch: Batch) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -91,9 +91,8 @@ class Subject:
         total = 0
         for path in weight_files(self.folder):
             for tensor in read_header(path).values():
-                start, end = tensor["data_offsets"]
-                stored = _STORED_BYTES.get(tensor["dtype"])
-                total += end - start if loaded is None or stored is None else (end - start) // stored * loaded
+                stored = _STORED_BYTES.get(tensor.dtype)
+                total += tensor.size if loaded is None or stored is None else tensor.size // stored * loaded
         return total
 
 

@@ -65,7 +65,7 @@ def _adapter_problems(
 ) -> list[str]:
     try:
         config = serial.read_json(folder / CONFIG)
-        found = {key: tuple(entry["shape"]) for key, entry in read_header(folder / WEIGHTS).items()}
+        found = {key: entry.shape for key, entry in read_header(folder / WEIGHTS).items()}
     except PruneError as error:
         return [str(error)]
     except (KeyError, TypeError) as error:

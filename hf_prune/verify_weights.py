@@ -193,12 +193,8 @@ def _check_sliced(plan: Plan, meta: PreTrainedModel, tensors: dict[str, _Tensor]
 def _tensors(folder: Path) -> dict[str, _Tensor]:
     found = {}
     for path in weight_files(folder):
-        header = read_header(path)
-        with path.open("rb") as file:
-            first = 8 + int.from_bytes(file.read(8), "little")
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            found[name] = _Tensor(path, name, entry["dtype"], tuple(entry["shape"]), first + start, first + end)
+        for name, entry in read_header(path).items():
+            found[name] = _Tensor(path, name, entry.dtype, entry.shape, entry.start, entry.start + entry.size)
     return found
 
 

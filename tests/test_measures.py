@@ -14,7 +14,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.measures.similarity import PairwiseAngles, pairwise_angles
 from hf_prune.precision import fast_arithmetic
 from hf_prune.registry import measure
-from hf_prune.runner import Walker
+from hf_prune.runner import Place, Walker
 from hf_prune.samples import batches
 
 from .making import logits
@@ -107,9 +107,13 @@ def test_pads_never_enter_the_sums() -> None:
     ones, zeros = torch.ones(2, 6, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
     for layer in range(3):
         h, after = states[layer], states[layer + 1]
-        alone.see(layer, h, after, ones)
-        padded.see(layer, torch.cat([h, garbage], 1), torch.cat([after, garbage], 1), torch.cat([ones, zeros], 1))
-        left.see(layer, torch.cat([garbage, h], 1), torch.cat([garbage, after], 1), torch.cat([zeros, ones], 1))
+        alone.see(Place(layer, 3, 0), h, after, ones)
+        padded.see(
+            Place(layer, 3, 0), torch.cat([h, garbage], 1), torch.cat([after, garbage], 1), torch.cat([ones, zeros], 1)
+        )
+        left.see(
+            Place(layer, 3, 0), torch.cat([garbage, h], 1), torch.cat([garbage, after], 1), torch.cat([zeros, ones], 1)
+        )
     assert alone.result() == padded.result() == left.result()
 
 
@@ -176,7 +180,7 @@ def test_bfloat16_states_give_the_true_angle() -> None:
     small = pairwise_angles(torch.stack([u, v]).double())[0, 0, 1].item()
     assert small == pytest.approx(math.atan(0.0625 / math.sqrt(32)) / math.pi, rel=1e-12)
     observer = PairwiseAngles()
-    observer.see(0, u[:, None], v[:, None], torch.ones(1, 1, dtype=torch.int64))
+    observer.see(Place(0, 1, 0), u[:, None], v[:, None], torch.ones(1, 1, dtype=torch.int64))
     assert observer.result()["distances"][0][1] == small
 
 
@@ -185,7 +189,7 @@ def test_large_half_precision_states_do_not_overflow() -> None:
     v = u.clone()
     v[0, 0] = -60000.0
     observer = PairwiseAngles()
-    observer.see(0, u[:, None], v[:, None], torch.ones(1, 1, dtype=torch.int64))
+    observer.see(Place(0, 1, 0), u[:, None], v[:, None], torch.ones(1, 1, dtype=torch.int64))
     assert observer.result()["distances"][0][1] == pytest.approx(math.acos(6 / 8) / math.pi, rel=1e-12)
 
 
@@ -230,10 +234,10 @@ def test_state_does_not_grow_with_samples() -> None:
     def after(count: int) -> int:
         observer = PairwiseAngles()
         generator = torch.Generator().manual_seed(0)
-        for _ in range(count):
+        for batch in range(count):
             for layer in range(6):
                 h = torch.randn(2, 50, 32, generator=generator)
-                observer.see(layer, h, h + 1, torch.ones(2, 50, dtype=torch.int64))
+                observer.see(Place(layer, 6, batch), h, h + 1, torch.ones(2, 50, dtype=torch.int64))
         observer.result()
         return held(observer)
 

@@ -15,7 +15,7 @@ from hf_prune.planners.window import window
 from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Scores
 from hf_prune.registry import measure
-from hf_prune.runner import Walker
+from hf_prune.runner import Place, Walker
 from hf_prune.samples import Samples, batches
 from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 
@@ -115,9 +115,13 @@ def test_pads_never_enter_the_sums(skip_first: bool) -> None:
     ones, zeros = torch.ones(2, 6, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
     for layer in range(3):
         h, after = states[layer], states[layer + 1]
-        alone.see(layer, h, after, ones)
-        padded.see(layer, torch.cat([h, garbage], 1), torch.cat([after, garbage], 1), torch.cat([ones, zeros], 1))
-        left.see(layer, torch.cat([garbage, h], 1), torch.cat([garbage, after], 1), torch.cat([zeros, ones], 1))
+        alone.see(Place(layer, 3, 0), h, after, ones)
+        padded.see(
+            Place(layer, 3, 0), torch.cat([h, garbage], 1), torch.cat([after, garbage], 1), torch.cat([ones, zeros], 1)
+        )
+        left.see(
+            Place(layer, 3, 0), torch.cat([garbage, h], 1), torch.cat([garbage, after], 1), torch.cat([zeros, ones], 1)
+        )
     assert alone.result() == padded.result() == left.result()
 
 
@@ -184,7 +188,7 @@ def test_large_half_precision_states_do_not_overflow() -> None:
     v = u.clone()
     v[0, 0, 0] = -60000.0
     observer = LayerCosines()
-    observer.see(0, u, v, torch.ones(1, 1, dtype=torch.int64))
+    observer.see(Place(0, 1, 0), u, v, torch.ones(1, 1, dtype=torch.int64))
     assert observer.result()["layers"] == (6 / 8,)
 
 
@@ -193,16 +197,16 @@ def test_a_sample_without_tokens_is_refused() -> None:
     one = torch.tensor([[1, 0, 0]])
     observer = LayerCosines(skip_first=True)
     with pytest.raises(MeasureError, match="a sample of 1 tokens has none to measure with skip_first=True; expected"):
-        observer.see(0, h, h, one)
+        observer.see(Place(0, 1, 0), h, h, one)
 
 
 def test_state_does_not_grow_with_samples() -> None:
     def held(count: int) -> int:
         observer = LayerCosines()
-        for _ in range(count):
+        for batch in range(count):
             for layer in range(6):
                 h = torch.randn(2, 50, 32)
-                observer.see(layer, h, h + 1, torch.ones(2, 50, dtype=torch.int64))
+                observer.see(Place(layer, 6, batch), h, h + 1, torch.ones(2, 50, dtype=torch.int64))
         numbers = [value for sums in observer._sums for value in vars(sums).values()]
         assert all(isinstance(value, int | float) for value in numbers)
         return len(numbers)

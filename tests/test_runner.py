@@ -12,7 +12,7 @@ from hf_prune import prune_layers
 from hf_prune.architecture import decoder_of
 from hf_prune.errors import ArchitectureError, MeasureError
 from hf_prune.reload import probe
-from hf_prune.runner import Walker, evaluating
+from hf_prune.runner import Place, Walker, evaluating
 from hf_prune.samples import Batch, batches
 
 from .making import logits
@@ -27,8 +27,8 @@ class Tracer:
     def __init__(self) -> None:
         self.seen: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
-        self.seen.append((layer, inputs, outputs, mask))
+    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+        self.seen.append((at.layer, inputs, outputs, mask))
 
     def result(self) -> dict:
         return {}

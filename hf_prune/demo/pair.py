@@ -1,6 +1,7 @@
 """The embedded model and its pruned, healed second half, which is shipped as a small adapter: see `heal`."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -61,8 +62,8 @@ def sizes() -> tuple[Size, Size]:
     plan = records().plan
     header = {name: tensor for path in weight_files(model_folder()) for name, tensor in read_header(path).items()}
     gone = tuple(f"model.layers.{layer}." for layer in plan.dropped)
-    whole = sum(_count(tensor["shape"]) for tensor in header.values())
-    lost = sum(_count(tensor["shape"]) for name, tensor in header.items() if name.startswith(gone))
+    whole = sum(_count(tensor.shape) for tensor in header.values())
+    lost = sum(_count(tensor.shape) for name, tensor in header.items() if name.startswith(gone))
     return (
         Size(NAME, plan.model.num_layers, whole, whole * DTYPE.itemsize),
         Size(HEALED, len(plan.kept), whole - lost, (whole - lost) * DTYPE.itemsize),
@@ -83,5 +84,5 @@ def load() -> tuple[PreTrainedModel, PreTrainedModel, Tokenizer]:
     return original, pruned, loading.load_tokenizer(source)
 
 
-def _count(shape: list[int]) -> int:
+def _count(shape: Iterable[int]) -> int:
     return int(torch.Size(shape).numel())

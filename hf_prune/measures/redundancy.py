@@ -8,6 +8,7 @@ import torch
 
 from hf_prune.errors import MeasureError
 from hf_prune.registry import measure
+from hf_prune.runner import Place
 
 
 @measure(
@@ -66,13 +67,13 @@ class LayerCosines:
         self._skip = int(skip_first)
         self._sums: list[_Sums] = []
 
-    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
         """Add one batch's cosines to the layer's sums.
 
         Raises:
             MeasureError: a sample has no token to measure.
         """
-        if layer == len(self._sums):
+        if at.layer == len(self._sums):
             self._sums.append(_Sums())
         for before, after, real in zip(inputs, outputs, mask, strict=True):
             # One sample at a time: float64 copies of a whole batch could be larger than the model.
@@ -82,7 +83,7 @@ class LayerCosines:
                     f"a sample of {int(real.sum())} tokens has none to measure with skip_first={bool(self._skip)}; "
                     "expected at least 1. Leave short samples out"
                 )
-            self._sums[layer].add(cosines(before[places.to(before.device)], after[places.to(after.device)]))
+            self._sums[at.layer].add(cosines(before[places.to(before.device)], after[places.to(after.device)]))
 
     def result(self) -> dict[str, Any]:
         """`layers` and `layer_standard_errors`, one number a layer, and the number of `samples`."""

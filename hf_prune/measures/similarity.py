@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hf_prune.registry import measure
+from hf_prune.runner import Place
 
 
 @measure("angular", title="Angular distance between block inputs, last token", url="https://arxiv.org/abs/2403.17887")
@@ -22,21 +23,21 @@ class PairwiseAngles:
     """
 
     def __init__(self) -> None:
-        self._states: list[torch.Tensor] = []
+        self._states: dict[int, list[torch.Tensor]] = {}
         self._sum: torch.Tensor | None = None
         self._squares: torch.Tensor | None = None
         self._samples = 0
 
-    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
         """Keep the last token's states of this batch; fold them into the sums after the last block."""
-        if layer == 0:
-            self._fold()
-            self._states = [_last_token(inputs, mask)]
-        self._states.append(_last_token(outputs, mask))
+        if at.layer == 0:
+            self._states[at.batch] = [_last_token(inputs, mask)]
+        self._states[at.batch].append(_last_token(outputs, mask))
+        if at.is_last:
+            self._fold(self._states.pop(at.batch))
 
     def result(self) -> dict[str, Any]:
         """`distances` and `standard_errors`, both (L+1) x (L+1) nested tuples, and the number of `samples`."""
-        self._fold()
         assert self._sum is not None and self._squares is not None, "no batch was seen"
         n = self._samples
         mean = self._sum / n
@@ -48,11 +49,8 @@ class PairwiseAngles:
             "samples": n,
         }
 
-    @torch.inference_mode()  # as the walker's states are: the last fold comes from outside of the walk
-    def _fold(self) -> None:
-        if not self._states:
-            return
-        states = torch.stack([s.cpu().double() for s in self._states])  # (L+1, batch, width)
+    def _fold(self, kept: list[torch.Tensor]) -> None:
+        states = torch.stack([s.cpu().double() for s in kept])  # (L+1, batch, width)
         angles = pairwise_angles(states)
         if self._sum is None or self._squares is None:
             self._sum = torch.zeros(angles.shape[1:], dtype=torch.float64)
@@ -60,7 +58,6 @@ class PairwiseAngles:
         self._sum += angles.sum(0)
         self._squares += (angles**2).sum(0)
         self._samples += angles.shape[0]
-        self._states = []
 
 
 def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -219,7 +219,7 @@ def layer_parameters(pair: Pair) -> tuple[int, ...] | None:
 @functools.cache
 def _demo_layers(depth: int) -> tuple[int, ...] | None:
     headers = [read_header(path) for path in weight_files(demo.model_folder())]
-    counts = {name: math.prod(tensor["shape"]) for header in headers for name, tensor in header.items()}
+    counts = {name: math.prod(tensor.shape) for header in headers for name, tensor in header.items()}
     return block_parameters(counts, depth)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.architecture.decoder import first_device
 from hf_prune.measures.similarity import PairwiseAngles
-from hf_prune.runner import Walker
+from hf_prune.runner import Place, Walker
 from hf_prune.samples import Batch, batches
 
 RUNS = 7
@@ -61,7 +61,7 @@ def bare(decoder: Decoder, work: list[Batch]) -> float:
 def held(observer: PairwiseAngles) -> int:
     """Bytes of the tensors that an observer keeps."""
     kept = [value for value in vars(observer).values() if isinstance(value, torch.Tensor)]
-    kept += [t for value in vars(observer).values() if isinstance(value, list) for t in value]
+    kept += [t for states in observer._states.values() for t in states]
     return sum(t.numel() * t.element_size() for t in kept)
 
 
@@ -70,8 +70,8 @@ class Watching(PairwiseAngles):
 
     most = 0
 
-    def see(self, layer: int, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
-        super().see(layer, inputs, outputs, mask)
+    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
+        super().see(at, inputs, outputs, mask)
         self.most = max(self.most, held(self))
 
 
