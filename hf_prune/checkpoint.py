@@ -89,7 +89,7 @@ def add_shard(found: dict[str, TensorEntry], shard: Mapping[str, TensorEntry]) -
         if name in found:
             raise CheckpointError(
                 f"tensor '{name}' lies in two shards, {found[name].file} and {entry.file}; expected one. Download both "
-                "again, or remove the one that the index does not name"
+                "again"
             )
         found[name] = entry
 

@@ -1,9 +1,11 @@
 """Bytes on their way from a checkpoint to a new one: what has to be moved, and who moves it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from hf_prune.tensors import TensorEntry
 
 LARGEST_SPAN = 64 * 2**20
 """Bytes that are moved, and remembered as moved, at once."""
@@ -54,3 +56,18 @@ class Mover(Protocol):
             HubError: the Hub did not send what was asked for.
         """
         ...
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """The weights of a checkpoint, wherever they lie.
+
+    Attributes:
+        entries: name of each tensor, and where it lies.
+        mover: moves its bytes.
+        identity: stands for the bytes (a commit, or a folder's digest): what was moved before counts only for it.
+    """
+
+    entries: Mapping[str, TensorEntry]
+    mover: Mover
+    identity: str
