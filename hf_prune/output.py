@@ -3,12 +3,8 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import serial
 from hf_prune.card_metadata import read_base_card
@@ -22,8 +18,9 @@ from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
 from hf_prune.licences import flags
 from hf_prune.pictures import pictures
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Record, Scores
-from hf_prune.reload import Level, check_reload
-from hf_prune.saving import RECORDS, licence_files, save_model, staged
+from hf_prune.reload import Level
+from hf_prune.saving import RECORDS, licence_files, staged
+from hf_prune.writers import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -152,32 +149,22 @@ def _write_benchmarks(folder: Path, finished: Finished) -> None:
 
 def write_output(
     folder: Path,
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
+    write: Writer,
     finished: Finished,
     *,
-    origin: Path | None,
-    keep: Sequence[int],
     repo_id: str | None = None,
     adapter: Path | None = None,
     tokens: tuple[Path, ...] = (),
-    max_shard_size: str = "5GB",
-    trust_remote_code: bool = False,
 ) -> Level:
     """Write the finished folder.
 
     Args:
         folder: wanted; appears whole or not at all.
-        model: what is shipped (the pruned model where an adapter is shipped beside it).
-        tokenizer: its tokenizer.
+        write: puts weights, config and tokenizer there (the pruned model's where an adapter is shipped beside it).
         finished: all records; the reload level is filled in here.
-        origin: the folder that the model was cut from, whose config, tokenizer and licence go along.
-        keep: blocks of `origin` that are kept.
         repo_id: where the folder will be pushed, for the card.
         adapter: adapter folder to ship beside the weights.
         tokens: token files, so that figures can be recomputed.
-        max_shard_size: as in `save_pretrained`.
-        trust_remote_code: whether code in the folder may run.
 
     Returns:
         The reload level that was checked.
@@ -187,26 +174,18 @@ def write_output(
         ReloadError: what was saved does not load back.
     """
     with staged(folder) as stage:
-        save_model(model, tokenizer, stage, source=origin, keep=keep, max_shard_size=max_shard_size)
-        unhealed = (finished.healing is None or adapter is not None) and finished.plan.slicing is None
-        level = check_reload(
-            model,
-            stage,
-            source=origin if unhealed else None,
-            keep=keep,
-            trust_remote_code=trust_remote_code,
-        )
+        written = write(stage)
         if adapter is not None:
             shutil.copytree(adapter, stage / ADAPTER, ignore=shutil.ignore_patterns("README.md"))
             if repo_id is not None:
                 set_adapter_base(stage / ADAPTER, repo_id)
         files = licence_files(stage)
-        finished = dataclasses.replace(finished, reload_level=level, base_files=files)
+        finished = dataclasses.replace(finished, reload_level=written.level, base_files=files)
         finished.save(stage)
         for path in tokens:
             shutil.copyfile(path, stage / RECORDS / path.name)
         write_card(stage, finished, repo_id)
-    return level
+    return written.level
 
 
 def update_evaluation(

@@ -22,6 +22,7 @@ from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.stages import Stages
+from hf_prune.writers import from_memory
 
 
 class Pruner(Stages):
@@ -220,19 +221,17 @@ class Pruner(Stages):
         adapter = self._adapter if self._healing is not None and self._healing.output == "adapter" else None
         model = self.model if adapter is None else self.models.pruned(self.plan())
         origin, keep = self._origin()
-        write_output(
-            folder,
+        finished = dataclasses.replace(self.finished(), inputs=inputs)
+        write = from_memory(
             model,
             self.tokenizer,
-            dataclasses.replace(self.finished(), inputs=inputs),
             origin=origin,
             keep=keep,
-            repo_id=repo_id,
-            adapter=adapter,
-            tokens=self._token_files(),
+            unchanged=(finished.healing is None or adapter is not None) and finished.plan.slicing is None,
             max_shard_size=max_shard_size,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
         )
+        write_output(folder, write, finished, repo_id=repo_id, adapter=adapter, tokens=self._token_files())
         self._saved = folder
         if push_to_hub:
             self.push_to_hub(repo_id or folder.name, **push_kwargs)
