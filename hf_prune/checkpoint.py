@@ -88,8 +88,8 @@ def add_shard(found: dict[str, TensorEntry], shard: Mapping[str, TensorEntry]) -
     for name, entry in shard.items():
         if name in found:
             raise CheckpointError(
-                f"tensor '{name}' lies in two shards, {found[name].file} and {entry.file}; expected one. Download both "
-                "again"
+                f"tensor '{name}' lies in two shards, {found[name].file} and {entry.file}; expected one. "
+                "Download both again"
             )
         found[name] = entry
 
