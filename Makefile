@@ -34,8 +34,8 @@ check: $(INSTALLED) ## Lint, format, types.
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: $(INSTALLED) ## The figures that the README and the closing notes quote.
-	@$(BIN)/python -m tests.benchmarks
+bench: $(INSTALLED) ## The figures that the README and the closing notes quote; BENCH="NAME ... --OPTION ..." for others.
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
 
 cards: $(INSTALLED) ## The rendered cards in model_cards/, with new measurements.
 	@$(BIN)/python -m tests.cards

@@ -11,6 +11,7 @@ from hf_prune.markdown import one_line
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores, ranges
 
 RELOAD_LEVELS = ("full", "streamed", "none")
+FETCHED = ("whole", "verified", "ranges")
 
 
 def check(
@@ -21,6 +22,7 @@ def check(
     evaluation: Evaluation | None,
     output: str,
     reload_level: str,
+    fetched: str,
 ) -> None:
     """Refuse records that do not belong together, before anything is written.
 
@@ -32,6 +34,7 @@ def check(
         evaluation: original, pruned and healed.
         output: "merged" or "adapter".
         reload_level: "full", "streamed" or "none".
+        fetched: "whole", "verified" or "ranges".
 
     Raises:
         ConfigError: names what contradicts what.
@@ -46,6 +49,12 @@ def check(
         raise ConfigError(f"output={output!r}; expected 'merged' or 'adapter'")
     if reload_level not in RELOAD_LEVELS:
         raise ConfigError(f"reload_level={reload_level!r}; expected one of: {', '.join(RELOAD_LEVELS)}")
+    if fetched not in FETCHED:
+        raise ConfigError(f"fetched={one_line(fetched)!r}; expected one of: {', '.join(FETCHED)}")
+    if fetched != "whole" and plan.model.revision is None:
+        raise ConfigError(
+            f"fetched={fetched!r}, but the plan names no commit of '{one_line(plan.model.id)}' on the Hub"
+        )
     if plan.slicing is not None:
         card_slicing.check(plan, plan.slicing)
     elif not plan.dropped:

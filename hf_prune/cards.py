@@ -34,6 +34,18 @@ RELOAD = {
 }
 """What each level of the reload check did."""
 
+_STREAMED_PARTS = (
+    "After saving, keys, shapes and dtypes were compared with the stock model class, and fixed inputs were run block "
+    "by block. The whole model was not loaded at once. Kept tensors were not compared with the base, of which nothing "
+    "else was fetched."
+)
+_FETCHED = {
+    "whole": "",
+    "verified": "The sha256 of every weight file of the base was compared with the Hub's, and agrees.",
+    "ranges": "Of its weight files only the bytes of what stayed were fetched, by range, not hash-verified: that they "
+    "are the base's rests on the connection, on their number, and on the hash that the Hub named with each answer.",
+}
+
 CITATIONS = {
     "https://arxiv.org/abs/2403.17887": """@inproceedings{gromov2025unreasonable,
   title     = {The Unreasonable Ineffectiveness of the Deeper Layers},
@@ -69,6 +81,7 @@ def generate(
     base_files: tuple[str, ...] = (),
     output: str = "merged",
     reload_level: str = "none",
+    fetched: str = "whole",
     pictures: bool = False,
 ) -> ModelCard:
     """Write the model card of a pruned model from finished records.
@@ -84,6 +97,7 @@ def generate(
         base_files: names of the licence files that were carried over.
         output: "merged" (plain weights) or "adapter" (pruned weights with an adapter beside them).
         reload_level: "full", "streamed" or "none": how the saved weights were checked.
+        fetched: "whole", "verified" or "ranges": how the base's weights came from the Hub.
         pictures: whether the pictures that the records make lie beside the card.
 
     Returns:
@@ -93,7 +107,7 @@ def generate(
         ConfigError: records that contradict each other, or a value that the card needs is missing.
         MeasureError: a figure that is not finite.
     """
-    card_consistency.check(plan, repo_id, scores, healing, evaluation, output, reload_level)
+    card_consistency.check(plan, repo_id, scores, healing, evaluation, output, reload_level, fetched)
     base = base_of(plan, config.base_model, config.base_revision)
     title = repo_id.split("/")[-1] if repo_id else f"{base.name.split('/')[-1]}-pruned"
     inherited, notes = read_base_card(base_card)
@@ -158,7 +172,8 @@ def generate(
             ),
             "bash",
         ),
-        reload=_reload(plan, reload_level),
+        fetched=Markdown(_FETCHED[fetched]),
+        reload=_reload(plan, reload_level, fetched),
         licence=_licence(base, data.get("license_name") or data.get("license"), base_files, asked),
         environments=_environments(scores, healing, evaluation),
         citation=_citation(plan, method.paper),
@@ -240,8 +255,10 @@ def _environments(scores: Scores | None, healing: Healing | None, evaluation: Ev
     return tables.environments(stages)
 
 
-def _reload(plan: Plan, level: str) -> Markdown:
-    """What was done to check the saved weights; of sliced ones not all of it can be."""
+def _reload(plan: Plan, level: str, fetched: str) -> Markdown:
+    """What was done to check the saved weights; where they were sliced or came in parts, not all of it can be."""
+    if level == "streamed" and fetched == "ranges":
+        return Markdown(_STREAMED_PARTS)
     if plan.slicing is None or level == "none":
         return Markdown(RELOAD[level])
     return card_slicing.reload_sentence(level, plan.slicing)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune import calibration, healing
+from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
-from hf_prune.loading import locate
+from hf_prune.loading import blank_model, dtype_of, locate
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
@@ -18,6 +19,7 @@ from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
+from hf_prune.streaming import MaxMemory, check_size
 
 
 def preview(
@@ -34,6 +36,7 @@ def preview(
     dtype: str = "auto",
     device_map: Any = None,
     trust_remote_code: bool = False,
+    max_memory: MaxMemory | None = None,
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Check everything that can be checked, and say what each stage would do.
 
@@ -61,6 +64,10 @@ def preview(
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)
     check_output(output)
+    whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
+    if whole and source.folder is not None and getattr(model_config, "quantization_config", None) is None:
+        blank = blank_model(source.folder, ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
+        check_size(parameter_bytes(blank), ref.id, max_memory, device_map, *whole[0])
     if push is not None:
         given = push_kwargs or {}
         checked = {name: given[name] for name in ("revision", "create_pr", "overwrite") if name in given}

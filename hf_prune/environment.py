@@ -52,15 +52,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(model: torch.nn.Module) -> Environment:
-    """The environment of a figure measured on `model`."""
+def describe(model: torch.nn.Module, device: torch.device | None = None) -> Environment:
+    """The environment of a figure measured on `model`.
+
+    Args:
+        model: what was measured.
+        device: where it computed; where its weights are when None.
+    """
     parameter = next(model.parameters())
+    device = device or parameter.device
     dtype = str(parameter.dtype).removeprefix("torch.")
-    if faster_dtype(parameter.device, parameter.dtype) != parameter.dtype:
+    if faster_dtype(device, parameter.dtype) != parameter.dtype:
         dtype += ", losses computed in float32"  # see `precision`; speeds are those of the weights as they are
-    return Environment(
-        hardware=hardware(parameter.device),
-        versions=versions(),
-        dtype=dtype,
-        device=parameter.device.type,
-    )
+    return Environment(hardware=hardware(device), versions=versions(), dtype=dtype, device=device.type)

@@ -4,11 +4,13 @@
     ├── ConfigError          a setting is wrong, unknown, or contradicts another
     ├── ArchitectureError    the model's architecture cannot be pruned (or not this way)
     ├── CheckpointError      weights are missing, truncated, pickled, or disagree with the config
+    ├── StreamError          a checkpoint cannot be cut file to file; in memory it may be
     ├── DataError            calibration, healing or evaluation text is missing or unusable
     ├── MeasureError         a measurement met numbers that mean nothing (NaN, infinity)
     ├── OutputError          an output folder cannot be written or pushed, or holds something else
     ├── ReloadError          a saved model does not load back as what was saved
     ├── HubError             the Hub refused, or answered with something else than what was sent
+    │   └── RangeError       it does not send parts of files as asked; whole files may still come
     └── MissingExtraError    an optional dependency is not installed
 
 Each message names the thing, the value, what was expected, and what to do.
@@ -31,6 +33,10 @@ class CheckpointError(PruneError):
     """Weights are missing, truncated, pickled, or disagree with the config."""
 
 
+class StreamError(PruneError):
+    """This checkpoint cannot be cut file to file; in memory it may be."""
+
+
 class DataError(PruneError):
     """Calibration, healing or evaluation text is missing or unusable."""
 
@@ -49,6 +55,10 @@ class ReloadError(PruneError):
 
 class HubError(PruneError):
     """The Hub refused, or holds something else than what was sent."""
+
+
+class RangeError(HubError):
+    """The Hub, or what stands between, does not send parts of files as they were asked for."""
 
 
 class MissingExtraError(PruneError):

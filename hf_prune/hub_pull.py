@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import constants, get_cached_repo_tree
+from huggingface_hub import constants, get_cached_repo_tree, try_to_load_from_cache
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, RemoteEntryNotFoundError
 
-from hf_prune.errors import CheckpointError, ConfigError
+from hf_prune.errors import CheckpointError, ConfigError, HubError
 from hf_prune.hub_client import Token, client, hub_errors, retrying
 from hf_prune.hub_files import INDEX, PICKLES, SINGLE, matches
-from hf_prune.progress import hub_bars
+from hf_prune.hub_listing import has_content, remote_files
+from hf_prune.progress import hub_bars, tqdm
 
 # Everything beside the weights that we read, or that has to travel on with them.
 COMPANIONS = (
@@ -151,6 +152,68 @@ def pull(
     return folder
 
 
+def check_weights(repo_id: str, sha: str, folder: Path) -> None:
+    """Refuse a repo without safetensors weights, by the names of its files alone.
+
+    Args:
+        repo_id: model on the Hub.
+        sha: commit, from `resolve`.
+        folder: what `pull` returned.
+
+    Raises:
+        CheckpointError: pickles only, or no weights at all.
+    """
+    require_safetensors(repo_id, _listing(repo_id, sha, folder))
+
+
+def pull_verified(repo_id: str, sha: str, token: Token = None, *, allow_patterns: Sequence[str] = ()) -> Path:
+    """Download a model as `pull` does, and hold each weight file against the hash that the Hub has of it.
+
+    Args:
+        repo_id: model on the Hub.
+        sha: commit, from `resolve`.
+        token: access token; None for the saved one.
+        allow_patterns: further files to download.
+
+    Returns:
+        The folder in the Hub's cache.
+
+    Raises:
+        CheckpointError: the weights are pickles, or missing in part or whole.
+        HubError: the download failed, or a file is not what the Hub says it is.
+    """
+    folder = pull(repo_id, sha, token, allow_patterns=allow_patterns)
+    names = [SINGLE] if (folder / SINGLE).is_file() else _present_shards(repo_id, folder)
+    listed = remote_files(repo_id, sha, token)
+    for name in tqdm(names, desc="checking hashes", unit="file"):
+        path = (folder / name).resolve()
+        if not has_content(path, listed[name]):
+            raise HubError(
+                f"'{name}' of '{repo_id}' at {sha[:8]} is not what the Hub has under this name: its hash is another "
+                f"than {listed[name].etag[:12]}. Delete '{path}' and download it again"
+            )
+    return folder
+
+
+def cached_weights(repo_id: str, sha: str) -> Path | None:
+    """The folder of a model in the Hub's cache, if all of its weights are there: nothing has to be downloaded then.
+
+    Args:
+        repo_id: model on the Hub.
+        sha: commit, from `resolve`.
+    """
+    if isinstance(single := try_to_load_from_cache(repo_id, SINGLE, revision=sha), str):
+        return Path(single).parent
+    index = try_to_load_from_cache(repo_id, INDEX, revision=sha)
+    if not isinstance(index, str):
+        return None
+    try:
+        _present_shards(repo_id, Path(index).parent)
+    except CheckpointError:  # not whole: who downloads it is told what is wrong, if it is the repo itself
+        return None
+    return Path(index).parent
+
+
 def is_restricted(repo_id: str, token: Token = None) -> bool:
     """Whether a repo is gated or private, so that what is made of it should not be public by default.
 
@@ -237,3 +300,8 @@ def shards(repo_id: str, index: Path, names: Collection[str]) -> list[str]:
             "its upload was broken off; ask its owner, or take another revision"
         )
     return shards
+
+
+def _present_shards(repo_id: str, folder: Path) -> list[str]:
+    """The shards that the index in a folder names, all of which have to be there."""
+    return shards(repo_id, folder / INDEX, [path.name for path in folder.iterdir() if path.is_file()])

@@ -6,7 +6,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 LOADING = threading.RLock()
 """Held while transformers builds a model: it sets torch's default dtype meanwhile, for all threads of the process."""
+
+Fetched = Literal["whole", "verified", "ranges"]
+"""How weights came here: as whole files, as whole files held against their hashes, or only the bytes that are kept."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -83,6 +86,7 @@ def locate(
     else:
         assert resolved.commit is not None
         folder = hub_pull.pull(resolved.id, resolved.commit, token, weights=False, allow_patterns=code)
+        hub_pull.check_weights(resolved.id, resolved.commit, folder)
         name, on_hub = resolved.id, True
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     check_prunable(config, name)
@@ -96,6 +100,40 @@ def locate(
     digest = resolved.commit or folder_digest(folder)
     ref = ModelRef(name, resolved.commit, text.model_type, layer_count(text), digest)
     return Source(ref, folder, on_hub), config
+
+
+def fetch_weights(
+    source: Source,
+    config: PretrainedConfig,
+    *,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    verify_hash: bool = False,
+) -> Fetched:
+    """Download the weights of a model that `locate` has found without them, and check them; a folder has them.
+
+    Args:
+        source: what `locate` returned.
+        config: likewise.
+        token: of the Hub.
+        trust_remote_code: whether code from the repo may run.
+        verify_hash: whether each file is held against the hash that the Hub has of it.
+
+    Returns:
+        How they came here.
+
+    Raises:
+        HubError: the download failed, or a file has another hash.
+        CheckpointError: they are broken, or disagree with the config.
+    """
+    assert source.folder is not None
+    if source.ref.revision is None:
+        return "whole"
+    code = ("*.py",) if trust_remote_code else ()
+    pull = hub_pull.pull_verified if verify_hash else hub_pull.pull
+    folder = pull(source.ref.id, source.ref.revision, token, allow_patterns=code)
+    check_checkpoint(folder, config.get_text_config(decoder=True), source.ref.id)
+    return "verified" if verify_hash else "whole"
 
 
 def read_config(folder: Path, name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -184,6 +222,27 @@ def load_model(
         decoder_of(model, source.ref.id)
     keep_quantized_bits(model)
     return model.eval()
+
+
+def blank_model(
+    folder: Path, name: str, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model that a folder's config describes, without any weight (on the meta device); no weight file is needed.
+
+    Args:
+        folder: of the config.
+        name: what the model is called in errors.
+        dtype: of the weights; "auto" takes the config's, float32 where it names none.
+        trust_remote_code: whether code from the repo may run.
+
+    Raises:
+        ArchitectureError: transformers does not know the architecture.
+        CheckpointError: the config is missing or broken.
+    """
+    config = read_config(folder, name, trust_remote_code=trust_remote_code)
+    wanted = (config.dtype or torch.float32) if dtype == "auto" else dtype
+    with LOADING, torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:

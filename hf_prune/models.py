@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
-from hf_prune.loading import Source
+from hf_prune.loading import Fetched, Source
 from hf_prune.plan import Sizes
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
@@ -30,7 +30,9 @@ Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
 
 
-_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Words that spread a model over the devices that are there."""
+
 _SAMPLED = 256
 
 
@@ -40,7 +42,7 @@ def load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bo
     Raises:
         ConfigError: there is no such dtype or device.
     """
-    if isinstance(device_map, str) and device_map not in _SPREAD:
+    if isinstance(device_map, str) and device_map not in SPREAD:
         _check_device(device_map)
     return {
         "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
@@ -57,6 +59,12 @@ def name_given(config: PrunerConfig, model_id: str | Path) -> str | None:
 class Models:
     """Hands out the models of a run.
 
+    Attributes:
+        quantized: whether the base's weights are quantized.
+        whole_files: whether weights are fetched as whole files alone, never in part.
+        in_memory: whether the original was handed over in memory.
+        fetched: how the base's weights came here; None while they have not.
+
     Args:
         source: the base model; its folder is None where a model was handed over in memory.
         tokenizer: of all of them.
@@ -64,6 +72,11 @@ class Models:
         kwargs: from `load_kwargs`.
         model: the model in memory, if it is.
         find: fetches the base model's folder where `source` has none, if there is a way.
+        fetch: brings the base's weights to the folder of `source` where they are not there yet.
+        max_memory: bytes that may be used of each device ("cpu", or the number of a GPU); None leaves it to what is
+            free.
+        quantized: whether the base's weights are quantized.
+        whole_files: whether weights are fetched as whole files alone, never in part.
     """
 
     def __init__(
@@ -74,8 +87,14 @@ class Models:
         kwargs: dict[str, Any],
         model: PreTrainedModel | None = None,
         find: Callable[[], Path | None] = lambda: None,
+        fetch: Callable[[], Fetched] = lambda: "whole",
+        max_memory: Mapping[int | str, int | str] | None = None,
+        quantized: bool = False,
+        whole_files: bool = False,
     ) -> None:
-        self.source, self.kwargs, self._find = source, kwargs, find
+        self.source, self.kwargs, self._find, self._fetch = source, kwargs, find, fetch
+        self.max_memory = max_memory
+        self.fetched: Fetched | None = None
         self.stage: Label = "original"
         self._tokenizer, self._run = tokenizer, run
         self._current: Any = model
@@ -84,7 +103,8 @@ class Models:
         self._healed: Source | None = None
         self._merged = False
         self._whole: PreTrainedModel | None = None
-        self._in_memory = model is not None
+        self.in_memory = model is not None
+        self.quantized, self.whole_files = quantized, whole_files
 
     def take_up(self, checkpoint: Source, stage: Label, adapter: Path | None = None) -> None:
         """Go on with a checkpoint that is pruned, or healed, already; an adapter beside pruned weights heals them."""
@@ -95,10 +115,22 @@ class Models:
         if self._current is None:
             if self.stage != "original" and self._checkpoint is None:
                 raise AssertionError(f"the {self.stage} model is neither in memory nor in a folder")
+            if self.stage == "original":
+                self.fetch()
             source = self.source if self.stage == "original" else self._healed or self._checkpoint
             assert source is not None
             self._current = Stored(source, self._adapter, self.kwargs).load()
         return self._current
+
+    def fetch(self) -> None:
+        """Bring the base's weights here as files, where they are not there yet.
+
+        Raises:
+            HubError: the download failed.
+            CheckpointError: they are broken, or disagree with the config.
+        """
+        if self.fetched is None:
+            self.fetched = self._fetch()
 
     def original(self) -> PreTrainedModel:
         """The uncut model: of one that was handed over in memory the removed blocks are kept for this.
@@ -116,6 +148,7 @@ class Models:
                 "from it, and it is not there any more. Name it (original=..., --original), or give a dataset and "
                 "evaluate nothing"
             )
+        self.fetch()
         return loading.load_model(self.source, **self.kwargs)
 
     def _original_folder(self) -> Path | None:
@@ -144,7 +177,7 @@ class Models:
             text: gives the calibration text, which slicing looks at.
         """
         if self._current is None and self._run.has("pruned", self._inputs(plan)):
-            self.take_up(self._pruned_source(plan), "pruned")
+            self.take_up(self.pruned_source(plan), "pruned")
             return
         model = self.current()
         if plan.slicing is not None:
@@ -184,9 +217,10 @@ class Models:
             ReloadError: the pruned checkpoint does not load back.
         """
         if label == "original":
-            folder = None if self._in_memory else self._original_folder()
+            folder = None if self.in_memory else self._original_folder()
+            self.fetch()
             return None if folder is None else Stored(self.source, None, self.kwargs)
-        if self._in_memory and label == self.stage:
+        if self.in_memory and label == self.stage:
             return None
         assert plan is not None
         checkpoint = self.checkpoint(plan)
@@ -215,7 +249,7 @@ class Models:
         """
         if self._checkpoint is not None:
             return self._checkpoint
-        source = self._pruned_source(plan)
+        source = self.pruned_source(plan)
         assert source.folder is not None
         if not self._run.has("pruned", self._inputs(plan)):
             self._run.begin("pruned")
@@ -229,11 +263,24 @@ class Models:
         self._checkpoint = source
         return source
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the original lies in files, and nothing has loaded or cut it yet."""
+        return self.stage == "original" and not self.in_memory and self._current is None
+
     def sizes(self) -> Sizes:
-        """What the original's blocks weigh."""
-        model = self.original()
+        """What the original's blocks weigh, by its config alone where that says it all."""
+        model = self._blank() or self.original()
         parameters, size = block_sizes(decoder_of(model, self.source.ref.id))
         return Sizes(tuple(parameters), tuple(size), _count(model), parameter_bytes(model))
+
+    def _blank(self) -> PreTrainedModel | None:
+        """The original without its weights; None where it is in memory, or was quantized: configs don't tell those."""
+        folder = self.source.folder
+        if folder is None or self.quantized or (self.stage == "original" and self._current is not None):
+            return None
+        trusted = self.kwargs["trust_remote_code"]
+        return loading.blank_model(folder, self.source.ref.id, self.kwargs["dtype"], trust_remote_code=trusted)
 
     def pruned_parameters(self, plan: Plan) -> int:
         """Parameters of the pruned model, also before it is cut."""
@@ -244,7 +291,8 @@ class Models:
         sizes = self.sizes()
         return sizes.total_parameters - sum(sizes.parameters[i] for i in plan.dropped)
 
-    def _pruned_source(self, plan: Plan) -> Source:
+    def pruned_source(self, plan: Plan) -> Source:
+        """What the pruned checkpoint is called, and where it lies in the run folder."""
         ref = dataclasses.replace(self.source.ref, num_layers=len(plan.kept))
         return Source(ref, Path(self._run.path) / "pruned", self.source.on_hub)
 

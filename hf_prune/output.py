@@ -29,7 +29,7 @@ ADAPTER = "adapter"
 
 
 OUTPUT_FILE = "output.json"
-_FACTS = ("base_card", "base_files", "reload_level", "inputs")
+_FACTS = ("base_card", "base_files", "reload_level", "inputs", "fetched")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class _Facts:
     base_files: tuple[str, ...]
     reload_level: str
     inputs: str | None = None
+    fetched: str = "whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Finished:
         base_files: licence files that were carried over.
         reload_level: how the folder was checked.
         inputs: digest of everything that the folder was made from, where one call made it from end to end.
+        fetched: how the base's weights came: "whole" files, whole ones whose hashes were "verified", or "ranges".
     """
 
     config: PrunerConfig
@@ -67,6 +69,7 @@ class Finished:
     base_files: tuple[str, ...]
     reload_level: str
     inputs: str | None = None
+    fetched: str = "whole"
 
     def save(self, folder: Path) -> None:
         """Write recipe and records."""
@@ -115,6 +118,7 @@ def card_text(folder: Path, finished: Finished, repo_id: str | None = None) -> s
         base_files=finished.base_files,
         output="adapter" if (folder / ADAPTER).is_dir() else "merged",
         reload_level=finished.reload_level,
+        fetched=finished.fetched,
         pictures=True,
     )
     return str(card)
@@ -180,7 +184,7 @@ def write_output(
             if repo_id is not None:
                 set_adapter_base(stage / ADAPTER, repo_id)
         files = licence_files(stage)
-        finished = dataclasses.replace(finished, reload_level=written.level, base_files=files)
+        finished = dataclasses.replace(finished, reload_level=written.level, fetched=written.fetched, base_files=files)
         finished.save(stage)
         for path in tokens:
             shutil.copyfile(path, stage / RECORDS / path.name)

@@ -1,7 +1,7 @@
 """`Pruner`: what people call. It takes a Hub id, a folder or a model in memory, and saves and pushes what is made."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,17 +12,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import environment, loading
 from hf_prune.architecture import check_prunable, decoder_of
 from hf_prune.config import PrunerConfig
+from hf_prune.file_to_file import file_to_file
 from hf_prune.hub import PushResult
-from hf_prune.loading import Source, bare_name
+from hf_prune.loading import Fetched, Source, bare_name
+from hf_prune.memory_budget import budget_of
 from hf_prune.models import Models, load_kwargs, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
 from hf_prune.plan import check_amount
-from hf_prune.records import Evaluation, ModelRef
+from hf_prune.records import Evaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.stages import Stages
-from hf_prune.writers import from_memory
+from hf_prune.streaming import check_room
+from hf_prune.writers import Writer, from_memory
 
 
 class Pruner(Stages):
@@ -83,8 +86,13 @@ class Pruner(Stages):
         trust_remote_code: bool = False,
         run_folder: str | Path | None = None,
         progress: bool = True,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        verify_hash: bool = False,
     ) -> Self:
-        """Pin and check a model of the Hub or a folder; its weights are loaded when they are first needed.
+        """Pin and check a model of the Hub or a folder; its weights are fetched and loaded when they are first needed.
+
+        Some never are: a plan that drops blocks is carried out from file to file where nothing has loaded the model,
+        of a model on the Hub by fetching only what is kept.
 
         Args:
             model_id: Hub id or folder.
@@ -96,25 +104,46 @@ class Pruner(Stages):
             trust_remote_code: whether code from the repo may run.
             run_folder: where finished stages are kept.
             progress: whether to show bars.
+            max_memory: what may be used of each device, as accelerate has it ({"cpu": "4GB", 0: "10GB"}): the model
+                is then measured block by block. None takes that way only where the model has no room in memory.
+            verify_hash: fetch whole files, and hold each against the hash that the Hub has of it.
 
         Raises:
             HubError: no such repo or revision, no access, or offline with nothing cached.
             CheckpointError: pickles only, broken files, or weights that disagree with the config.
             ArchitectureError: the model cannot lose blocks.
-            ConfigError: the recipe does not fit the model.
+            ConfigError: the recipe does not fit the model, or the memory is none.
         """
         config, kwargs = config or PrunerConfig(), load_kwargs(dtype, device_map, trust_remote_code)
+        budget_of(max_memory)
         source, model_config = loading.locate(
             model_id,
             revision=revision,
             token=token,
             trust_remote_code=trust_remote_code,
             base_model=name_given(config, model_id),
+            weights=False,
         )
         check_recipe(config, model_config.get_text_config(decoder=True), source.ref.num_layers, source.ref.id)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)
         run = RunFolder(run_folder)
-        models = Models(source, tokenizer, run, kwargs)
+
+        def fetch() -> Fetched:
+            return loading.fetch_weights(
+                source, model_config, token=token, trust_remote_code=trust_remote_code, verify_hash=verify_hash
+            )
+
+        quantized = getattr(model_config, "quantization_config", None) is not None
+        models = Models(
+            source,
+            tokenizer,
+            run,
+            kwargs,
+            fetch=fetch,
+            max_memory=max_memory,
+            quantized=quantized,
+            whole_files=verify_hash,
+        )
         self = cls.__new__(cls)
         Stages.__init__(self, config, models, tokenizer, run, model_config, token, progress)
         return self
@@ -186,6 +215,7 @@ class Pruner(Stages):
             base_card=self.source.card if self._taken_up is None else self._taken_up[1].base_card,
             base_files=(),
             reload_level="none",
+            fetched=self._fetched(),
         )
 
     def save_pretrained(
@@ -215,27 +245,46 @@ class Pruner(Stages):
             OutputError: the folder is not empty, or the disk is full.
             ReloadError: what was saved does not load back with stock transformers.
         """
-        folder = Path(save_directory)
-        if self.models.stage == "original":
-            self.prune()
+        folder, plan = Path(save_directory), self.plan()
         adapter = self._adapter if self._healing is not None and self._healing.output == "adapter" else None
-        model = self.model if adapter is None else self.models.pruned(self.plan())
-        origin, keep = self._origin()
-        finished = dataclasses.replace(self.finished(), inputs=inputs)
-        write = from_memory(
-            model,
+        write = file_to_file(
+            self.models,
             self.tokenizer,
-            origin=origin,
-            keep=keep,
-            unchanged=(finished.healing is None or adapter is not None) and finished.plan.slicing is None,
+            plan,
+            work=self.run.path / "weights" if self.run.lasting else None,
+            token=self._token,
             max_shard_size=max_shard_size,
-            trust_remote_code=self.models.kwargs["trust_remote_code"],
+            progress=self._progress,
         )
+        if write is None:
+            write = self._from_memory(adapter, plan, max_shard_size)
+        finished = dataclasses.replace(self.finished(), inputs=inputs)
         write_output(folder, write, finished, repo_id=repo_id, adapter=adapter, tokens=self._token_files())
+        if self.models.stage == "original":
+            self.models.take_up(dataclasses.replace(self.models.pruned_source(plan), folder=folder), "pruned")
         self._saved = folder
         if push_to_hub:
             self.push_to_hub(repo_id or folder.name, **push_kwargs)
         return folder
+
+    def _from_memory(self, adapter: Path | None, plan: Plan, max_shard_size: str) -> Writer:
+        if self.models.stage == "original":
+            check_room(self.models, "slicing" if plan.slicing is not None else "this cut", "take another method")
+            self.prune()
+        origin, keep = self._origin()
+        return from_memory(
+            self.model if adapter is None else self.models.pruned(plan),
+            self.tokenizer,
+            origin=origin,
+            keep=keep,
+            unchanged=(self._healing is None or adapter is not None) and plan.slicing is None,
+            max_shard_size=max_shard_size,
+            trust_remote_code=self.models.kwargs["trust_remote_code"],
+            fetched=self._fetched(),
+        )
+
+    def _fetched(self) -> str:
+        return self.models.fetched or "whole" if self._taken_up is None else self._taken_up[1].fetched
 
     def _origin(self) -> tuple[Path | None, Sequence[int]]:
         """The folder that config, tokenizer and licence come from, and which of its blocks are kept."""

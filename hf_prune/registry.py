@@ -26,7 +26,9 @@ class Entry:
         title: one line for tables, help and cards.
         url: the paper or page that defines it.
         function: what is called.
-        cuts: what it chooses or removes: whole "layers", or the "width" of the residual stream.
+        cuts: what it chooses or removes: whole "layers", the "width" of the residual stream, or "nothing".
+        streamed: of a surgery: the same on a model without weights, `(decoder, layers, edits, **options)`; it changes
+            the structure, and enters in `edits` what happens to the numbers. None where it needs the model in memory.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Entry:
     url: str
     function: Callable[..., Any]
     cuts: str = "layers"
+    streamed: Callable[..., Any] | None = None
 
     def options(self) -> dict[str, Any]:
         """The keyword-only parameters of the function, which users may set, with their defaults."""
@@ -77,14 +80,20 @@ class Registry:
         return self._entries
 
     def __call__(
-        self, name: str, *, title: str, url: str, cuts: str = "layers"
+        self,
+        name: str,
+        *,
+        title: str,
+        url: str,
+        cuts: str = "layers",
+        streamed: Callable[..., Any] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function, cuts)
+            self._entries[name] = Entry(name, title, url, function, cuts, streamed)
             return function
 
         return register

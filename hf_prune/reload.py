@@ -20,10 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from hf_prune import serial
 from hf_prune.architecture import is_sliced, per_layer_settings
 from hf_prune.architecture.decoder import decoder_of, first_device, keep_quantized_bits, parameter_bytes
 from hf_prune.checkpoint import weight_files
 from hf_prune.errors import ReloadError
+from hf_prune.records import Plan
 from hf_prune.runner import evaluating
 
 logger = logging.getLogger(__name__)
@@ -44,9 +46,7 @@ runpy.run_module("hf_prune.reload", run_name="__main__", alter_sys=True)
 def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """What a model answers to fixed ids: `ids` (2, 16), their `logits`, and `greedy` (2, 24) from cached decoding."""
     keep_quantized_bits(model)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    ids = (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
-    ids = ids.to(first_device(model))
+    ids = probe_ids(model.config.get_text_config(decoder=True).vocab_size).to(first_device(model))
     # Neither stops early nor takes sampling settings from the model: always the same number of tokens.
     settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, pad_token_id=0, use_cache=True)
     own, model.generation_config = model.generation_config, settings
@@ -59,6 +59,11 @@ def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     finally:
         model.generation_config = own
     return {"ids": ids.cpu(), "logits": logits.cpu().contiguous(), "greedy": greedy.cpu().contiguous()}
+
+
+def probe_ids(vocabulary: int) -> torch.Tensor:
+    """(2, 16) int64 token ids, always the same ones of a vocabulary of that size."""
+    return (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
 
 
 def reload_level(model: PreTrainedModel) -> Level:
@@ -123,7 +128,74 @@ def check_reload(
         environment = _environment()
         if shipped:
             environment["HF_MODULES_CACHE"] = str(Path(scratch) / "modules")
-        child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        _ask(command, environment, folder)
+    return level
+
+
+def check_streamed(
+    folder: Path,
+    *,
+    source: Path | None,
+    plan: Plan,
+    origin: Path | None = None,
+    level: Level = "streamed",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+) -> Level:
+    """Hold a folder that was written without a model in memory against the base and the plan, in a child process.
+
+    Level "streamed" checks names, shapes and dtypes against the stock class on the meta device, the settings of each
+    layer against the base's, every tensor byte for byte against the base and the plan, and sends a probe through the
+    blocks, one in memory at a time: what leaves the last one is finite, and equal to the bit to what leaves the base's
+    where the removed blocks are passed by. Level "full" cuts the base in memory, loads the folder with plain
+    `AutoModelForCausalLM`, each in a child process, and compares logits and cached greedy tokens.
+
+    Args:
+        folder: where it was saved.
+        source: base checkpoint with its weights; None where they are not on this machine.
+        plan: what was done.
+        origin: folder of the base's config; `source` when None.
+        level: "full" needs `source`, and the memory for the base.
+        dtype: of the weights, as they were written.
+        trust_remote_code: whether code in the folders may run.
+
+    Returns:
+        The level that was checked.
+
+    Raises:
+        ReloadError: what was saved does not load back as the cut base.
+    """
+    origin = origin or source
+    settings = {
+        "folder": str(folder),
+        "source": None if source is None else str(source),
+        "origin": None if origin is None else str(origin),
+        "plan": serial.to_dict(plan),
+        "dtype": str(dtype).removeprefix("torch."),
+        "trust_remote_code": trust_remote_code,
+        "threads": torch.get_num_threads(),
+    }
+    command = [sys.executable, "-m", "hf_prune.reload_streamed"]
+    if level == "streamed":
+        _ask([*command, json.dumps(settings)], _environment(), folder)
+        return level
+    if source is None:
+        raise ReloadError(f"'{folder}' cannot be checked at level 'full': the base's weights are not on this machine")
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch) / "probe.safetensors"
+        _ask([*command, json.dumps(settings | {"probe": str(wanted)})], _environment(), source)
+        loading = settings | {"device": "cpu", "attn_implementation": None}
+        _ask(
+            [sys.executable, "-m", "hf_prune.reload", str(folder), str(wanted), json.dumps(loading)],
+            _environment(),
+            folder,
+        )
+    return level
+
+
+def _ask(command: list[str], environment: dict[str, str], folder: Path) -> None:
+    """Run a child that lists what is wrong with a folder, and raise it."""
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["no message"]
         raise ReloadError(
@@ -136,7 +208,6 @@ def check_reload(
             f"'{folder}' loads back as another model: {'; '.join(answer['problems'])}. The output was not kept; "
             "please report this with the model's config.json"
         )
-    return level
 
 
 def _environment() -> dict[str, str]:

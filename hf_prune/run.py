@@ -16,6 +16,7 @@ from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
 from hf_prune.run_folder import beside, digest, remove, room_for
 from hf_prune.saving import RECORDS, check_output
+from hf_prune.streaming import check_room, cuts_files
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def run(
     push_kwargs: dict[str, Any] | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: bool = True,
+    max_shard_size: str = "5GB",
     **load_kwargs: Any,
 ) -> RunResult:
     """Prune a model from end to end.
@@ -69,6 +71,7 @@ def run(
         push_kwargs: see `hf_prune.hub.push_folder`.
         on_plan: told the plan before it is carried out.
         progress: whether to show bars.
+        max_shard_size: as in `save_pretrained`.
         load_kwargs: see `Pruner.from_pretrained`.
 
     Raises:
@@ -87,7 +90,10 @@ def run(
         push = _check_push(push, token, push_kwargs)  # before the first download
     pruner = Pruner.from_pretrained(model_id, config, run_folder=run_folder, progress=progress, **load_kwargs)
     check_amount(pruner.config, pruner.source.ref.num_layers, pruner.source.ref.id)
+    if evaluate:
+        check_room(pruner.models, "evaluating", "evaluate nothing (--no-evaluate)")
     if heal:
+        check_room(pruner.models, "healing", "prune alone")
         pruner.check_healing()
     if push is not None and push_kwargs.get("private") is None:
         push_kwargs["private"] = default_private(pruner.source.ref, token)
@@ -102,6 +108,7 @@ def run(
             "dtype": str(load_kwargs.get("dtype", "auto")),
             "heal": heal,
             "evaluate": evaluate,
+            "max_shard_size": max_shard_size,
         }
     )
     repeated = _finished(folder) and Finished.load(folder).inputs == inputs
@@ -114,7 +121,7 @@ def run(
         with room_for(run_folder):
             on_plan(pruner.plan())
             _work(pruner, heal, evaluate)
-            pruner.save_pretrained(folder, repo_id=push, inputs=inputs)
+            pruner.save_pretrained(folder, repo_id=push, inputs=inputs, max_shard_size=max_shard_size)
     remove(run_folder)
     pushed = None
     if push is not None:
@@ -133,7 +140,8 @@ def _work(pruner: Pruner, heal: bool, evaluate: bool) -> None:
         pruner.prepare_healing()
     if evaluate:
         pruner.evaluate_as("original")
-    pruner.prune()
+    if heal or evaluate or not cuts_files(pruner.models, pruner.plan()):
+        pruner.prune()
     if evaluate:
         pruner.evaluate_as("pruned")
     if heal:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,17 @@ def digest(sequences: Sequence[torch.Tensor]) -> str:
     for ids in sequences:
         total.update(bytes.fromhex(hash_ids(ids)))
     return total.hexdigest()
+
+
+def by_length(sequences: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Sequences sorted so that those of one batch hardly differ in length, and little is spent on pads.
+
+    The longest come first: what does not fit in memory fails at once. Equal lengths keep their order.
+
+    Args:
+        sequences: 1-D tensors.
+    """
+    return sorted(sequences, key=len, reverse=True)
 
 
 def batches(sequences: Sequence[torch.Tensor], batch_size: int, pad_id: int = 0) -> Iterator[Batch]:

@@ -152,9 +152,42 @@ def save_model(
         _save_weights(model, folder, max_shard_size)
     finally:
         model.generation_config = own
+    _finish(tokenizer, folder, source, keep)
+
+
+def save_companions(
+    folder: Path,
+    *,
+    model: PreTrainedModel,
+    source: Path,
+    keep: Sequence[int],
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write everything but the weights: the very files that `save_model` writes around them.
+
+    Args:
+        folder: where the weights are, or will be.
+        model: the cut model; it may be without its weights, on the meta device.
+        source: the base model's folder.
+        keep: base indices of the blocks that stayed.
+        tokenizer: used where the base folder has none.
+    """
+    # What `save_pretrained` says of the weights.
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate() and not _has(source, "generation_config.json"):
+        # As loading finds it where there is no such file.
+        found = GenerationConfig.from_pretrained(source, "config.json", _from_model_config=True)
+        found.save_pretrained(folder)
+    _finish(tokenizer, folder, source, keep)
+
+
+def _finish(tokenizer: Tokenizer | None, folder: Path, source: Path | None, keep: Sequence[int]) -> None:
+    """Make the config that transformers wrote the base's own, and put the other files of the base beside it."""
     written = serial.read_json(folder / "config.json")
     serial.write_text(folder / "config.json", json.dumps(_config(written, source, keep), indent=2) + "\n")
-    if source is None or not _has(source, "tokenizer*"):
+    if tokenizer is not None and (source is None or not _has(source, "tokenizer*")):
         _save_tokenizer(tokenizer, folder)
     if source is not None:
         _carry(source, folder)

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
-from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
+from hf_prune.distributed import ALONE, Group
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
@@ -24,6 +24,7 @@ from hf_prune.slicing.options import SEARCH
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
+from hf_prune.streaming import check_room, walkable
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
 
@@ -78,8 +79,12 @@ class Stages:
         """The model as it is now: original, pruned or healed; loaded when it is not in memory."""
         return self.models.current()
 
-    def measure(self) -> Scores:
+    def measure(self, group: Group = ALONE) -> Scores:
         """Measure the distances that the recipe's planner chooses by, in one pass over the calibration text.
+
+        Args:
+            group: the processes that share the samples; all of them call this, and process 0 alone needs a run folder
+                that lasts.
 
         Raises:
             ConfigError: the recipe measures nothing.
@@ -90,7 +95,11 @@ class Stages:
         if recipe.measure is None:
             raise ConfigError(f"method '{recipe.name}' measures nothing; give measure='angular' to measure anyway")
         if self._scores is None:
-            samples = self.texts.calibration()
+            # Local copies may differ in their files' times, and so in their digests.
+            group.agree("model", dataclasses.replace(self.source.ref, digest=""))
+            if self.texts.samples_itself("calibration"):
+                check_room(self.models, "sampling text from the model", "give a text (--dataset)")
+            samples = group.share(self.texts.calibration)
             inputs = {
                 "model": self.source.ref,
                 "measure": recipe.measure,
@@ -98,21 +107,26 @@ class Stages:
                 "text": samples.use,
                 "dtype": str(self.models.kwargs["dtype"]),
             }
-            if self.run.has("measure", inputs):
-                self._scores = Scores.load(self.run.path)
-            else:
+            self._scores = group.share(lambda: Scores.load(self.run.path) if self.run.has("measure", inputs) else None)
+            if self._scores is None:
+                batch_size = self.config.calibration.batch_size
+                decoder, weights = walkable(self.models, samples.sequences, batch_size)
                 self._scores = measure_model(
-                    decoder_of(self.models.original(), self.source.ref.id),
+                    decoder,
                     samples,
                     model=self.source.ref,
                     name=recipe.measure,
                     options=self.config.measure_kwargs,
-                    batch_size=self.config.calibration.batch_size,
+                    batch_size=batch_size,
                     progress=self._progress,
+                    group=group,
+                    weights=weights,
+                    scratch=self.run.path,
                 )
-                self.run.begin("measure")
-                self._scores.save(self.run.path)
-                self.run.finish("measure", inputs)
+                if group.leads:
+                    self.run.begin("measure")
+                    self._scores.save(self.run.path)
+                    self.run.finish("measure", inputs)
         return self._scores
 
     def plan(self) -> Plan:

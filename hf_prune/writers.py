@@ -49,7 +49,7 @@ def from_memory(
         unchanged: whether its tensors are those of `origin` to the bit.
         max_shard_size: as in `save_pretrained`.
         trust_remote_code: whether code in the folder may run.
-        fetched: how the base's weights came here.
+        fetched: how the base's weights came here: "whole", "verified" or "ranges".
     """
 
     def write(folder: Path) -> Written:

@@ -257,3 +257,17 @@ def test_the_command_ends_with_1_on_errors(card):
     found = json.loads(run.stdout)
     assert run.exit_code == 1 and found["errors"] == 1 and found["findings"][0]["level"] == "error"
     assert card.read_text(encoding="utf-8") == before.replace("5,505,024", "5,505,025")
+
+
+def test_record_of_how_the_base_was_fetched(made, tmp_path):
+    path = write(tmp_path / "card", fetched="ranges")
+    assert Finished.load(path.parent).fetched == "ranges" and check_card(path.parent) == []
+    assert "by range, not hash" in change(path, "not hash-verified", "hash-verified")[0].text
+    record = path.parent / "pruning" / "output.json"
+    record.write_text(
+        json.dumps({key: value for key, value in json.loads(record.read_text()).items() if key != "fetched"})
+    )
+    assert Finished.load(path.parent).fetched == "whole"  # as in records of older versions
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"fetched": 5}))
+    with pytest.raises(ConfigError, match=r"output\.json\.fetched=5"):
+        Finished.load(path.parent)

@@ -592,6 +592,23 @@ def test_reload_level_is_named(level):
     assert cards.RELOAD[level] in body(full(reload_level=level))
 
 
+def test_how_the_base_was_fetched_is_named():
+    whole, verified, ranges = (body(full(fetched=fetched)) for fetched in ("whole", "verified", "ranges"))
+    at = f"The base was read at commit `{COMMIT}`."
+    assert f"{at}\n" in whole and "weight file" not in whole and "fetched" not in whole
+    assert f"{at} The sha256 of every weight file of the base was compared with the Hub's, and agrees.\n" in verified
+    assert (
+        f"{at} Of its weight files only the bytes of what stayed were fetched, by range, not hash-verified" in ranges
+    )
+
+
+def test_parts_of_a_base_are_not_compared_with_it():
+    text = body(full(fetched="ranges", reload_level="streamed"))
+    assert "Kept tensors were not compared with the base" in text and cards.RELOAD["streamed"] not in text
+    assert cards.RELOAD["streamed"] in body(full(fetched="verified", reload_level="streamed"))
+    assert cards.RELOAD["full"] in body(full(fetched="ranges"))
+
+
 # --- strictness
 
 
@@ -602,6 +619,8 @@ def test_reload_level_is_named(level):
         ({"healing": healing(output="adapter")}, "output='merged', but the healing record says 'adapter'"),
         ({"output": "gguf"}, "output='gguf'; expected 'merged' or 'adapter'"),
         ({"reload_level": "some"}, "reload_level='some'"),
+        ({"fetched": "partly"}, "fetched='partly'; expected one of: whole, verified, ranges"),
+        ({"fetched": "ranges", "plan": plan(model=ModelRef("org/base", None, "llama", 12))}, "fetched='ranges', but"),
         ({"repo_id": "a b/c"}, "repo_id='a b/c' is no Hub id"),
         ({"plan": plan(operations=())}, "removes no layer"),
         ({"plan": plan(operations=(Operation("drop", (12,)),))}, "drops layers 12; the model has 12"),

@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hf_prune import hub as stage
-from hf_prune import hub_client
+from hf_prune import hub_client, hub_pull
 from hf_prune.errors import CheckpointError, ConfigError, HubError
+from hf_prune.hub_listing import RemoteFile, has_content, remote_files
 
 from .hub.fixtures import ALICE, BOB, READER
 from .hub.folders import COMMON, SHARDED, contents, write
@@ -155,6 +156,51 @@ def test_pull_takes_up_a_broken_download(hub, new_repo_id, monkeypatch):
     assert (stage.pull(repo, sha) / "model.safetensors").read_bytes() == weights
     asked = [request.headers.get("range") for request in hub.asked("GET", r"resolve/.*/model\.safetensors")]
     assert len(asked) == 3 and asked[:2] == [None, None] and int(asked[2][6:-1]) > 100_000
+
+
+def test_verified_download_holds_every_weight_file_against_its_hash(hub, new_repo_id):
+    single, many = new_repo_id(), new_repo_id()
+    one = hub.add_repo(single, COMMON | {"model.safetensors": b"w" * 1000, "modeling_x.py": b"code"})
+    two = hub.add_repo(many, COMMON | SHARDED)
+    folder = hub_pull.pull_verified(single, one, allow_patterns=["*.py"])
+    assert set(contents(folder)) == {*COMMON, "model.safetensors", "modeling_x.py"}
+    folder = hub_pull.pull_verified(many, two)
+    assert contents(folder) == COMMON | SHARDED
+    spoilt = (folder / "model-00002-of-00002.safetensors").resolve()
+    spoilt.write_bytes(b"\2" * 1999 + b"\3")
+    with pytest.raises(HubError, match=rf"'model-00002-of-00002\.safetensors' of '{many}' at {two[:8]} is not what"):
+        hub_pull.pull_verified(many, two)
+    spoilt.write_bytes(b"\2" * 1999)
+    with pytest.raises(HubError, match="Delete '.*' and download it again"):
+        hub_pull.pull_verified(many, two)
+    spoilt.unlink()
+    assert contents(hub_pull.pull_verified(many, two)) == COMMON | SHARDED
+
+
+def test_files_in_git_itself_are_held_against_its_blob_id(hub, new_repo_id, tmp_path):
+    repo = new_repo_id()
+    listed = remote_files(repo, hub.add_repo(repo, {"x.txt": "hello\n"}))
+    assert listed["x.txt"] == RemoteFile("x.txt", 6, "ce013625030ba8dba906f756967f9e9ca394464a")
+    (tmp_path / "x").write_bytes(b"hello\n")
+    (tmp_path / "y").write_bytes(b"hellO\n")
+    assert has_content(tmp_path / "x", listed["x.txt"]) and not has_content(tmp_path / "y", listed["x.txt"])
+
+
+def test_cached_weights_are_all_or_nothing(hub, new_repo_id):
+    single, many, other = new_repo_id(), new_repo_id(), new_repo_id()
+    one = hub.add_repo(single, COMMON | {"model.safetensors": b"w"})
+    two = hub.add_repo(many, COMMON | SHARDED)
+    assert hub_pull.cached_weights(other, one) is None
+    for repo, sha in ((single, one), (many, two)):
+        stage.pull(repo, sha, weights=False)
+        assert hub_pull.cached_weights(repo, sha) is None
+        folder = stage.pull(repo, sha)
+        hub.reset()
+        assert hub_pull.cached_weights(repo, sha) == folder and not hub.requests
+        newer = hub.add_repo(repo, {"notes.md": "more"})
+        assert hub_pull.cached_weights(repo, newer) is None
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    assert hub_pull.cached_weights(many, two) is None
 
 
 def test_offline_uses_the_cache_or_says_so(hub, new_repo_id):

@@ -238,6 +238,56 @@ def test_truncated_download_resumes_with_a_range(hub, new_repo_id, tmp_path, mon
     assert ranges[1] is not None and int(ranges[1].removeprefix("bytes=").rstrip("-")) > 30_000
 
 
+def test_lies_about_ranges(hub, new_repo_id):
+    repo = new_repo_id()
+    hub.add_repo(repo, {"x.bin": b"0123456789"})
+    url = f"{hub.endpoint}/{repo}/resolve/main/x.bin"
+
+    def get() -> tuple[int, bytes, str | None]:
+        answer = httpx2.get(url, headers={"Range": "bytes=3-5"}, follow_redirects=True)
+        return answer.status_code, answer.content, answer.headers.get("Content-Range")
+
+    truth = (206, b"345", "bytes 3-5/10")
+    hub.ignore_range(r"x\.bin")
+    assert get() == (200, b"0123456789", None) and get() == truth
+    hub.short_range(r"x\.bin", missing=2)
+    assert get() == (206, b"3", "bytes 3-3/10") and get() == truth
+    hub.wrong_range(r"x\.bin", by=1)
+    assert get() == (206, b"234", "bytes 3-5/10") and get() == truth
+    hub.wrong_range(r"x\.bin", by=1, honest=True)
+    assert get() == (206, b"234", "bytes 2-4/10") and get() == truth
+    tags = [httpx2.head(url).headers["X-Linked-ETag"]]
+    hub.change_etag(r"x\.bin")
+    tags += [httpx2.get(url).headers["X-Linked-ETag"] for _ in range(2)]
+    assert tags[0] == tags[2] != tags[1]
+
+
+def test_content_from_another_host(hub, new_repo_id):
+    repo = new_repo_id()
+    hub.add_repo(repo, {"x.bin": b"0123456789"}, private=True)
+    hub.reset()
+    hub.redirect(r"x\.bin")
+    headers = {"Range": "bytes=3-5", "Authorization": f"Bearer {ALICE}"}
+    answer = httpx2.get(f"{hub.endpoint}/{repo}/resolve/main/x.bin", headers=headers, follow_redirects=True)
+    assert (answer.status_code, answer.content) == (206, b"345") and "X-Repo-Commit" not in answer.headers
+    assert answer.history[0].headers["X-Linked-ETag"] and [request.user for request in hub.requests] == ["alice", None]
+
+
+def test_sent_bytes_are_counted(hub, new_repo_id):
+    repo = new_repo_id()
+    hub.add_repo(repo, {"x.bin": b"0123456789"})
+    hub.reset()
+    url = f"{hub.endpoint}/{repo}/resolve/main/x.bin"
+    httpx2.head(url)
+    assert hub.sent(r"x\.bin") == 0
+    httpx2.get(url)
+    httpx2.get(url, headers={"Range": "bytes=3-5"})
+    hub.truncate(r"x\.bin", after_bytes=4)
+    with pytest.raises(httpx2.RemoteProtocolError):
+        httpx2.get(url)
+    assert hub.sent(r"x\.bin") == 17
+
+
 def test_corruption_shows_in_the_tree(hub, api, new_repo_id):
     repo = new_repo_id()
     api.create_repo(repo)

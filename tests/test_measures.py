@@ -15,7 +15,7 @@ from hf_prune.measures.similarity import PairwiseAngles, pairwise_angles
 from hf_prune.precision import fast_arithmetic
 from hf_prune.registry import measure
 from hf_prune.runner import Place, Walker
-from hf_prune.samples import batches
+from hf_prune.samples import batches, by_length
 
 from .making import logits
 from .tiny import DEPTH, tiny_model, tokens
@@ -241,4 +241,36 @@ def test_state_does_not_grow_with_samples() -> None:
         observer.result()
         return held(observer)
 
-    assert after(1) == after(40) == 2 * 7 * 7 * 8
+    assert after(1) == after(40) == (2 * 7 * 7 + 1) * 8
+
+
+def test_sums_are_those_that_the_result_is_made_of() -> None:
+    model = tiny_model("llama")
+    halves, whole = [PairwiseAngles(), PairwiseAngles()], PairwiseAngles()
+    for observer, sequences in zip([*halves, whole], (SEQUENCES[:3], SEQUENCES[3:], SEQUENCES), strict=True):
+        Walker(decoder_of(model)).walk(batches(sequences, 1), [observer])
+    for mine, other in zip(halves[0].sums(), halves[1].sums(), strict=True):
+        assert mine.dtype == torch.float64 and mine.device.type == "cpu"
+        with torch.inference_mode():
+            mine += other
+    for key, expected in whole.result().items():
+        numpy.testing.assert_allclose(halves[0].result()[key], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["angular", "redundancy"])
+def test_batches_sorted_by_length_give_the_same_scores(name: str) -> None:
+    model, results = tiny_model("llama"), []
+    for sequences in (SEQUENCES, by_length(SEQUENCES)):
+        observer = measure.get(name).function()
+        Walker(decoder_of(model)).walk(batches(sequences, 3), [observer])
+        results.append(observer.result())
+    for key, expected in results[0].items():
+        numpy.testing.assert_allclose(results[1][key], expected, rtol=0, atol=2e-6)
+
+
+def test_batches_of_one_length_take_the_path_without_a_mask() -> None:
+    walker = Walker(decoder_of(tiny_model("llama", attn_implementation="sdpa")))
+    for lengths, plain in (((9, 9, 9), True), ((9, 9, 4), False)):
+        (batch,) = batches([tokens(1, length)[0] for length in lengths], 3)
+        _, calls = walker.calls(batch)
+        assert all((call.kwargs["attention_mask"] is None) == plain for call in calls)

@@ -16,7 +16,7 @@ from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Scores
 from hf_prune.registry import measure
 from hf_prune.runner import Place, Walker
-from hf_prune.samples import Samples, batches
+from hf_prune.samples import Samples, batches, by_length
 from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 
 from .making import TEXT, logits, reference
@@ -207,11 +207,22 @@ def test_state_does_not_grow_with_samples() -> None:
             for layer in range(6):
                 h = torch.randn(2, 50, 32)
                 observer.see(Place(layer, 6, batch), h, h + 1, torch.ones(2, 50, dtype=torch.int64))
-        numbers = [value for sums in observer._sums for value in vars(sums).values()]
-        assert all(isinstance(value, int | float) for value in numbers)
-        return len(numbers)
+        (sums,) = observer.sums()
+        assert sums.dtype == torch.float64 and not [v for v in vars(observer).values() if isinstance(v, list | dict)]
+        return sums.numel()
 
     assert held(1) == held(40) == 6 * 5
+
+
+def test_sums_are_those_that_the_result_is_made_of() -> None:
+    model = tiny_model("llama")
+    halves, whole = [LayerCosines(), LayerCosines()], LayerCosines()
+    for observer, sequences in zip([*halves, whole], (SEQUENCES[:3], SEQUENCES[3:], SEQUENCES), strict=True):
+        Walker(decoder_of(model)).walk(batches(sequences, 1), [observer])
+    with torch.inference_mode():
+        halves[0].sums()[0].add_(halves[1].sums()[0])
+    for key, expected in whole.result().items():
+        numpy.testing.assert_allclose(halves[0].result()[key], expected, rtol=0, atol=1e-12)
 
 
 def test_layer_redundancy() -> None:
@@ -232,7 +243,7 @@ def test_record_of_single_layers(tmp_path) -> None:
     )
     assert made.distances == made.standard_errors == ()
     assert made.measure == "redundancy" and made.options == {"skip_first": True}
-    expected = measured(model, SEQUENCES, 8, skip_first=True)
+    expected = measured(model, by_length(SEQUENCES), 8, skip_first=True)
     assert made.layers == tuple(expected["layers"])
     assert made.layer_standard_errors == tuple(expected["layer_standard_errors"])
     assert Scores.load(made.save(tmp_path)) == made

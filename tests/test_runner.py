@@ -1,21 +1,30 @@
 """The block walker: what it refuses, what it puts back, and models that lie in several places."""
 
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import prune_layers
-from hf_prune.architecture import decoder_of
-from hf_prune.errors import ArchitectureError, MeasureError
+from hf_prune.activation_store import ActivationStore
+from hf_prune.architecture import Decoder, decoder_of
+from hf_prune.architecture.decoder import structural_copy
+from hf_prune.block_calls import KeptCalls
+from hf_prune.block_weights import BlockWeights, StreamedWeights
+from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
+from hf_prune.loading import Source
 from hf_prune.reload import probe
 from hf_prune.runner import Place, Walker, evaluating
 from hf_prune.samples import Batch, batches
+from hf_prune.skeleton import skeleton
 
-from .making import logits
+from .making import logits, reference
 from .tiny import DEPTH, tiny_model, tokens
 
 SEQUENCES = [tokens(1, length, length)[0] for length in (6, 11, 4, 11)]
@@ -217,3 +226,122 @@ def test_model_loaded_with_a_device_map(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "cut")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
     assert torch.equal(logits(loaded, tokens()), logits(plain, tokens()))
+
+
+def ends(
+    decoder: Decoder, weights: BlockWeights | None, cuts: Sequence[Sequence[int]]
+) -> dict[tuple[int, int], tuple]:
+    """What enters the last norm, by cut and batch, with its mask."""
+    found: dict[tuple[int, int], tuple] = {}
+
+    def leave(cut: int, batch: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
+        assert (cut, batch) not in found
+        found[cut, batch] = hidden.clone(), mask
+
+    Walker(decoder, weights).walk(batches(SEQUENCES, 3), cuts=cuts, leave=leave)
+    return found
+
+
+def last_states(model: PreTrainedModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    tracer = Tracer()
+    decoder = decoder_of(model)
+    Walker(decoder).walk(batches(SEQUENCES, 3), [tracer])
+    return [(out, mask) for layer, _, out, mask in tracer.seen if layer == decoder.num_layers - 1]
+
+
+def cut_models_end_where_branches_do(
+    decoder: Decoder, weights: BlockWeights | None, whole: PreTrainedModel, cuts: Sequence[Sequence[int]]
+) -> None:
+    found = ends(decoder, weights, cuts)
+    assert set(found) == {(cut, batch) for cut in range(len(cuts)) for batch in range(2)}
+    for index, cut in enumerate(cuts):
+        model = structural_copy(whole)
+        for number, (hidden, mask) in enumerate(last_states(prune_layers(model, list(cut)) if cut else model)):
+            assert torch.equal(found[index, number][0], hidden), cut
+            assert torch.equal(found[index, number][1], mask)
+
+
+CUTS = [[0, 3, 4], [], [6, 7], [0, 1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "gpt_neo", "gemma2", "qwen3_moe", "falcon", "mamba", "lfm2"],
+)
+def test_branches_of_cuts_are_the_cut_models(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type)
+    cut_models_end_where_branches_do(decoder_of(model), None, model, CUTS)
+    model.save_pretrained(tmp_path)
+    cut_models_end_where_branches_do(*streamed(tmp_path), model, CUTS[:1])
+
+
+def streamed(folder: Path, budget: int = 2000) -> tuple[Decoder, StreamedWeights]:
+    decoder = skeleton(Source(reference(DEPTH), folder, False))
+    return decoder, StreamedWeights(decoder, folder, states_budget=budget)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    model, folder = tiny_model("gemma3_text"), tmp_path_factory.mktemp("gemma")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@settings(max_examples=10)
+@given(st.lists(st.sets(st.integers(0, DEPTH - 1), max_size=DEPTH - 1), min_size=1, max_size=4), st.integers(0, 10**5))
+def test_any_cuts_at_once(gemma: tuple[PreTrainedModel, Path], cuts: list[set[int]], budget: int) -> None:
+    model, folder = gemma
+    cut_models_end_where_branches_do(*streamed(folder, budget), model, [sorted(cut) for cut in cuts])
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_branches_share_what_they_have_in_common(observed: bool) -> None:
+    model = tiny_model("llama")
+    ran = [0] * DEPTH
+    walker = Walker(decoder_of(model))
+
+    def count(layer: int) -> None:
+        ran[layer] += 1
+
+    for layer, block in enumerate(model.model.layers):
+        block.mlp.register_forward_hook(lambda _m, _a, _o, layer=layer: count(layer))
+    tracer = Tracer()
+    left: list[int] = []
+    walker.walk(
+        batches(SEQUENCES[:1], 1), [tracer] if observed else [], cuts=[{2, 5}, {2, 6}, {2}, {7}],
+        leave=lambda cut, *_: left.append(cut),
+    )  # fmt: skip
+    #    ∅  ∅  -{7} ...: the trunk as long as somebody needs it; {2}: from block 3, {2, 5}: from block 6
+    whole = [1, 1, 1, 1, 1, 1, 1, 1 if observed else 0]
+    assert ran == [1, 1, whole[2], 2, 2, 2, 3, whole[7] + 3]
+    assert left == [0, 1, 2, 3]
+    assert [layer for layer, *_ in tracer.seen] == (list(range(DEPTH)) if observed else [])
+
+
+@pytest.mark.parametrize("cut", [{8}, {-1}, set(range(DEPTH))])
+def test_cut_that_cannot_be_is_refused(cut: set[int]) -> None:
+    with pytest.raises(ConfigError, match="a cut of '.*' removes the blocks .*; expected some of 0 to 7, not all"):
+        Walker(decoder_of(tiny_model("llama"))).walk([], cuts=[cut], leave=lambda *_: None)
+
+
+def test_calls_of_batches_that_look_alike_are_kept_once() -> None:
+    walker = Walker(decoder_of(tiny_model("gemma2")))
+    store = ActivationStore(1 << 30)
+    kept = KeptCalls(store)
+    alike = [tokens(2, 12, seed) for seed in (1, 2)]
+    sizes = []
+    for number, batch in enumerate([*batches(list(alike[0]), 2), *batches(list(alike[1]), 2), *batches(SEQUENCES, 2)]):
+        with torch.inference_mode():
+            kept.keep(number, walker.calls(batch)[1])
+        sizes.append(store.in_memory)
+    assert sizes[0] == sizes[1] < sizes[2]
+    with torch.inference_mode():
+        _, expected = walker.calls(next(batches(list(alike[1]), 2)))
+    for layer, call in enumerate(expected):
+        found = kept.get(1, layer)
+        assert found.keyword == call.keyword and found.kwargs.keys() == call.kwargs.keys()
+        for key, value in call.kwargs.items():
+            for one, two in zip(
+                *((v if isinstance(v, tuple) else (v,)) for v in (value, found.kwargs[key])), strict=True
+            ):
+                assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one is two

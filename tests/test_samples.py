@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.samples import Samples, batches, digest, hash_ids
+from hf_prune.samples import Samples, batches, by_length, digest, hash_ids
 
 from .making import TEXT
 
@@ -28,6 +28,14 @@ def test_batches_hold_every_token_once_in_order(sequences: list[torch.Tensor], s
         assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
         assert batch.attention_mask.all(0)[: batch.attention_mask.sum(1).min()].all()
         assert batch.attention_mask.any(0).all(), "a column of pads alone"
+
+
+@given(SEQUENCES, st.integers(1, 5))
+def test_sorted_sequences_need_few_pads(sequences: list[torch.Tensor], size: int) -> None:
+    order = by_length(sequences)
+    assert [id(s) for s in order] == [id(s) for _, s in sorted(enumerate(sequences), key=lambda p: (-len(p[1]), p[0]))]
+    pads = sum(int((batch.attention_mask == 0).sum()) for batch in batches(order, size))
+    assert pads <= size * (len(order[0]) - len(order[-1])), "however many batches there are"
 
 
 def test_pads_are_told_by_the_mask_alone() -> None:

@@ -55,6 +55,41 @@ class ModelOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
+class MemoryOptions:
+    """How much memory there is."""
+
+    memory_budget: Annotated[
+        str | None,
+        _option(
+            "Memory to get by with, such as 4GB: the model is read block by block. Default: whole where it has room.",
+            panel="Model",
+            metavar="SIZE",
+        ),
+    ] = None
+
+    def memory_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Pruner.from_pretrained`."""
+        return {"max_memory": None if self.memory_budget is None else {"cpu": self.memory_budget}}
+
+
+@dataclass(frozen=True)
+class FileOptions(MemoryOptions):
+    """How weights come here, and in which files they are written."""
+
+    verify_hash: Annotated[
+        bool,
+        _option("Download whole files and hold each against the Hub's hash.", "--verify-hash", panel="Model"),
+    ] = False
+    max_shard_size: Annotated[
+        str, _option("Largest weight file that is written, such as 2GB.", panel="Model", metavar="SIZE")
+    ] = "5GB"
+
+    def memory_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Pruner.from_pretrained`."""
+        return super().memory_kwargs() | {"verify_hash": self.verify_hash}
+
+
+@dataclass(frozen=True)
 class RecipeOptions:
     """What goes."""
 
@@ -218,6 +253,8 @@ class PushOptions:
 _GROUPS = (
     LoadOptions,
     ModelOptions,
+    MemoryOptions,
+    FileOptions,
     RecipeOptions,
     SliceOptions,
     TextOptions,

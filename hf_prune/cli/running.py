@@ -11,6 +11,7 @@ from hf_prune.cli.console import Console, rows
 from hf_prune.cli.options import (
     ConsoleOptions,
     DataOptions,
+    FileOptions,
     HealOptions,
     ModelOptions,
     PushOptions,
@@ -41,6 +42,7 @@ def run_command(
     tasks: TaskOptions,
     healing: HealOptions,
     loading: ModelOptions,
+    files: FileOptions,
     pushing: PushOptions,
     talk: ConsoleOptions,
 ) -> None:
@@ -52,9 +54,12 @@ def run_command(
     config = make_config(recipe, data, healing, loading.base_model, loading.token, slicing, tasks)
     folder = output or default_output(model)
     if dry_run:
-        _dry_run(console, model, config, folder, heal, evaluate, push, pushing, loading)
+        _dry_run(console, model, config, folder, heal, evaluate, push, pushing, loading, files)
         return
-    _run(console, model, config, folder, heal, evaluate, push, pushing.push_kwargs(), loading.load_kwargs())
+    load_kwargs = {**loading.load_kwargs(), **files.memory_kwargs()}
+    _run(
+        console, model, config, folder, heal, evaluate, push, pushing.push_kwargs(), load_kwargs, files.max_shard_size
+    )
 
 
 @grouped
@@ -83,6 +88,7 @@ def _run(
     push: str | None,
     push_kwargs: dict[str, Any],
     load_kwargs: dict[str, Any],
+    max_shard_size: str = "5GB",
 ) -> None:
     from hf_prune.evaluation import table
     from hf_prune.run import run
@@ -101,6 +107,7 @@ def _run(
         push_kwargs=push_kwargs,
         on_plan=tell,
         progress=console.progress,
+        max_shard_size=max_shard_size,
         **load_kwargs,
     )
     if result.evaluation is not None:
@@ -144,6 +151,7 @@ def _dry_run(
     push: str | None,
     pushing: PushOptions,
     loading: ModelOptions,
+    files: FileOptions,
 ) -> None:
     from hf_prune.dry_run import preview
 
@@ -155,6 +163,7 @@ def _dry_run(
         evaluate=evaluate,
         push=push,
         push_kwargs=pushing.push_kwargs(),
+        max_memory=files.memory_kwargs()["max_memory"],
         **loading.load_kwargs(),
     )
     console.show(rows(steps, ("stage", "what would be done")))

@@ -10,8 +10,10 @@ from hf_prune.cli.console import Console, rows
 from hf_prune.cli.options import (
     CalibrationOptions,
     ConsoleOptions,
+    FileOptions,
     HealOptions,
     LoadOptions,
+    MemoryOptions,
     ModelOptions,
     RecipeOptions,
     SliceOptions,
@@ -34,20 +36,33 @@ def measure_command(
     recipe: RecipeOptions,
     data: CalibrationOptions,
     loading: ModelOptions,
+    memory: MemoryOptions,
     talk: ConsoleOptions,
 ) -> None:
-    """Measure a model: the distance across every run of layers, from one pass over the text."""
+    """Measure a model: the distance across every run of layers, from one pass over the text.
+
+    Several processes share the text when torchrun starts them: torchrun --nproc-per-node 2 -m hf_prune.cli measure ...
+    """
+    from hf_prune.distributed import processes
     from hf_prune.pruner import Pruner
     from hf_prune.run_folder import room_for
 
-    console = Console(talk.quiet, talk.json)
-    config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
-    folder = output or default_output(model, "scores")
-    pruner = Pruner.from_pretrained(
-        model, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
-    )
-    with room_for(folder):
-        scores = pruner.measure()
+    with processes() as group:
+        console = Console(talk.quiet or not group.leads, talk.json)
+        config = make_config(recipe, data, base_model=loading.base_model, token=loading.token)
+        folder = output or default_output(model, "scores")
+        pruner = Pruner.from_pretrained(
+            model,
+            config,
+            run_folder=folder if group.leads else None,
+            progress=console.progress,
+            **loading.load_kwargs() | {"device_map": loading.device or group.device()},
+            **memory.memory_kwargs(),
+        )
+        with room_for(folder):
+            scores = pruner.measure(group)
+    if not group.leads:
+        return
     console.show(_best_windows(scores) if scores.distances else _layers(scores))
     console.done(
         f"Measured {scores.model.id}",
@@ -88,6 +103,7 @@ def plan_command(
     slicing: SliceOptions,
     data: CalibrationOptions,
     loading: ModelOptions,
+    memory: MemoryOptions,
     talk: ConsoleOptions,
 ) -> None:
     """Choose the layers that go, or the widths: at once where that is possible, else after measuring the model."""
@@ -102,7 +118,12 @@ def plan_command(
 
         folder = output or default_output(source, "scores")
         plan = Pruner.from_pretrained(
-            source, config, run_folder=folder, progress=console.progress, **loading.load_kwargs()
+            source,
+            config,
+            run_folder=folder,
+            progress=console.progress,
+            **loading.load_kwargs(),
+            **memory.memory_kwargs(),
         ).plan()
     console.done(plan.describe(), _plan_facts(plan, folder))
 
@@ -142,10 +163,17 @@ def prune_command(
     slicing: SliceOptions,
     data: CalibrationOptions,
     loading: ModelOptions,
+    files: FileOptions,
     talk: ConsoleOptions,
 ) -> None:
-    """Cut a model by a plan, or by a recipe and an amount, and save it; nothing is healed or evaluated."""
+    """Cut a model by a plan, or by a recipe and an amount, and save it; nothing is healed or evaluated.
+
+    Where nothing has to be measured, no weight is loaded: the bytes that are kept are copied, or fetched from the Hub
+    alone. A killed command goes on where it was when it is given again.
+    """
+    from hf_prune.output import Finished
     from hf_prune.pruner import Pruner
+    from hf_prune.run_folder import beside, remove, room_for
     from hf_prune.saving import check_output
 
     console = Console(talk.quiet, talk.json)
@@ -155,11 +183,37 @@ def prune_command(
     if made is not None:
         recipe = _recipe_of(made, recipe, slicing)
     config = make_config(recipe, data, base_model=loading.base_model, token=loading.token, slicing=slicing)
-    pruner = Pruner.from_pretrained(model, config, progress=console.progress, **loading.load_kwargs())
+    run_folder = beside(folder)
+    pruner = Pruner.from_pretrained(
+        model,
+        config,
+        run_folder=run_folder,
+        progress=console.progress,
+        **loading.load_kwargs(),
+        **files.memory_kwargs(),
+    )
     if made is not None:
         pruner.use_plan(made)
-    pruner.save_pretrained(folder)
-    console.done(pruner.plan().describe(), {"folder": str(folder), "card": str(folder / "README.md")})
+    with room_for(run_folder):
+        pruner.save_pretrained(folder, max_shard_size=files.max_shard_size)
+    remove(run_folder)
+    finished = Finished.load(folder)
+    console.done(
+        pruner.plan().describe(),
+        {
+            "folder": str(folder),
+            "card": str(folder / "README.md"),
+            "weights": _FETCHED[finished.fetched],
+            "reload check": finished.reload_level,
+        },
+    )
+
+
+_FETCHED = {
+    "whole": None,
+    "verified": "whole files, each with the hash that the Hub has of it",
+    "ranges": "only the bytes that are kept were fetched; their hashes cannot be checked (--verify-hash)",
+}
 
 
 def _recipe_of(plan: Plan, given: RecipeOptions, slicing: SliceOptions) -> RecipeOptions:

@@ -1,7 +1,5 @@
 """How little each layer turns the residual stream: cosines between its input and its output."""
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,33 +24,6 @@ def redundancy(*, skip_first: bool = False) -> "LayerCosines":
     return LayerCosines(skip_first)
 
 
-@dataclass
-class _Sums:
-    """Of one layer: over tokens, and over the means of samples."""
-
-    tokens: int = 0
-    cosines: float = 0.0
-    samples: int = 0
-    means: float = 0.0
-    squares: float = 0.0
-
-    def add(self, cosines: torch.Tensor) -> None:
-        """One sample's (tokens,) cosines."""
-        total, tokens = float(cosines.sum()), len(cosines)
-        self.tokens += tokens
-        self.cosines += total
-        self.samples += 1
-        self.means += total / tokens
-        self.squares += (total / tokens) ** 2
-
-    def standard_error(self) -> float:
-        """Sample standard deviation of the samples' means / sqrt(samples); 0 for one sample."""
-        n = self.samples
-        # Sample variance from the two sums; rounding may take it a hair below zero.
-        variance = (self.squares - self.means**2 / n) / max(n - 1, 1)
-        return math.sqrt(max(variance, 0.0) / n)
-
-
 class LayerCosines:
     """Running sums of cos(h_l, h_(l+1)): a few numbers a layer, whatever the number of samples.
 
@@ -65,7 +36,8 @@ class LayerCosines:
 
     def __init__(self, skip_first: bool = False) -> None:
         self._skip = int(skip_first)
-        self._sums: list[_Sums] = []
+        # Of each layer: tokens, sum of their cosines, samples, sum of the samples' means, and of those means' squares.
+        self._sums = torch.zeros(0, 5, dtype=torch.float64)
 
     def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
         """Add one batch's cosines to the layer's sums.
@@ -73,25 +45,36 @@ class LayerCosines:
         Raises:
             MeasureError: a sample has no token to measure.
         """
-        if at.layer == len(self._sums):
-            self._sums.append(_Sums())
-        for before, after, real in zip(inputs, outputs, mask, strict=True):
-            # One sample at a time: float64 copies of a whole batch could be larger than the model.
-            places = real.nonzero()[self._skip :, 0]
-            if not len(places):
+        if not len(self._sums):
+            self._sums = torch.zeros(at.depth, 5, dtype=torch.float64)
+        # One sample at a time: float64 copies of a whole batch could be larger than the model. Which cosines are of
+        # pads is told behind the loop: on a GPU, asking within it would wait for each sample.
+        found = torch.stack([cosines(before, after) for before, after in zip(inputs, outputs, strict=True)]).cpu()
+        for row, real in zip(found, mask.cpu().bool(), strict=True):
+            of_tokens = row[real][self._skip :]
+            if not len(of_tokens):
                 raise MeasureError(
                     f"a sample of {int(real.sum())} tokens has none to measure with skip_first={bool(self._skip)}; "
                     "expected at least 1. Leave short samples out"
                 )
-            self._sums[at.layer].add(cosines(before[places.to(before.device)], after[places.to(after.device)]))
+            tokens, total = len(of_tokens), float(of_tokens.sum())
+            mean = total / tokens
+            self._sums[at.layer] += torch.tensor([tokens, total, 1, mean, mean * mean], dtype=torch.float64)
+
+    def sums(self) -> list[torch.Tensor]:
+        """(layers, 5): tokens, sum of their cosines, samples, sum of the samples' means, of those means' squares."""
+        return [self._sums]
 
     def result(self) -> dict[str, Any]:
         """`layers` and `layer_standard_errors`, one number a layer, and the number of `samples`."""
-        assert self._sums, "no batch was seen"
+        assert len(self._sums), "no batch was seen"
+        tokens, cosines, samples, means, squares = self._sums.unbind(1)
+        # Sample variance from the two sums; rounding may take it a hair below zero.
+        variance = ((squares - means**2 / samples) / (samples - 1).clamp(min=1)).clamp(min=0)
         return {
-            "layers": tuple(sums.cosines / sums.tokens for sums in self._sums),
-            "layer_standard_errors": tuple(sums.standard_error() for sums in self._sums),
-            "samples": self._sums[0].samples,
+            "layers": tuple((cosines / tokens).tolist()),
+            "layer_standard_errors": tuple((variance / samples).sqrt().tolist()),
+            "samples": int(samples[0]),
         }
 
 

@@ -24,9 +24,9 @@ class PairwiseAngles:
 
     def __init__(self) -> None:
         self._states: dict[int, list[torch.Tensor]] = {}
-        self._sum: torch.Tensor | None = None
-        self._squares: torch.Tensor | None = None
-        self._samples = 0
+        self._sum = torch.zeros(0, 0, dtype=torch.float64)
+        self._squares = torch.zeros(0, 0, dtype=torch.float64)
+        self._samples = torch.zeros((), dtype=torch.float64)
 
     def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
         """Keep the last token's states of this batch; fold them into the sums after the last block."""
@@ -36,10 +36,14 @@ class PairwiseAngles:
         if at.is_last:
             self._fold(self._states.pop(at.batch))
 
+    def sums(self) -> list[torch.Tensor]:
+        """Sums of angles and of their squares, both (L+1) x (L+1), and the number of samples."""
+        return [self._sum, self._squares, self._samples]
+
     def result(self) -> dict[str, Any]:
         """`distances` and `standard_errors`, both (L+1) x (L+1) nested tuples, and the number of `samples`."""
-        assert self._sum is not None and self._squares is not None, "no batch was seen"
-        n = self._samples
+        assert self._samples > 0, "no batch was seen"
+        n = int(self._samples)
         mean = self._sum / n
         # Sample variance from the two sums; rounding may take it a hair below zero.
         variance = ((self._squares - n * mean**2) / max(n - 1, 1)).clamp(min=0)
@@ -50,14 +54,14 @@ class PairwiseAngles:
         }
 
     def _fold(self, kept: list[torch.Tensor]) -> None:
-        states = torch.stack([s.cpu().double() for s in kept])  # (L+1, batch, width)
-        angles = pairwise_angles(states)
-        if self._sum is None or self._squares is None:
-            self._sum = torch.zeros(angles.shape[1:], dtype=torch.float64)
-            self._squares = torch.zeros_like(self._sum)
-        self._sum += angles.sum(0)
-        self._squares += (angles**2).sum(0)
-        self._samples += angles.shape[0]
+        # Where the last block lies; Metal has no float64.
+        device = torch.device("cpu") if kept[-1].device.type == "mps" else kept[-1].device
+        angles = pairwise_angles(torch.stack([s.to(device).double() for s in kept]))  # (batch, L+1, L+1)
+        if not self._samples:
+            self._sum, self._squares = torch.zeros(2, *angles.shape[1:], dtype=torch.float64).unbind()
+        self._sum += angles.sum(0).cpu()
+        self._squares += (angles**2).sum(0).cpu()
+        self._samples += len(angles)
 
 
 def _last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -74,14 +78,14 @@ def pairwise_angles(states: torch.Tensor) -> torch.Tensor:
         states: (points, batch, width) float64.
 
     Returns:
-        (batch, points, points) float64 in [0, 1], units of pi; exactly 0 for equal states.
+        (batch, points, points) float64 in [0, 1], units of pi, on the same device; exactly 0 for equal states.
     """
     unit = states / states.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    unit = unit.transpose(0, 1)
+    unit = unit.transpose(0, 1).contiguous()
     points = unit.shape[1]
-    angles = torch.empty(unit.shape[0], points, points, dtype=torch.float64)
-    for i in range(points):  # one row at a time: (batch, points, width) instead of (batch, points, points, width)
-        difference = (unit - unit[:, i : i + 1]).norm(dim=-1)
-        total = (unit + unit[:, i : i + 1]).norm(dim=-1)
-        angles[:, i] = 2 * torch.atan2(difference, total) / torch.pi
-    return angles
+    angles = torch.zeros(unit.shape[0], points, points, dtype=torch.float64, device=states.device)
+    for i in range(points - 1):  # one row at a time: (batch, points, width), not (batch, points, points, width)
+        later, this = unit[:, i + 1 :], unit[:, i : i + 1]
+        difference, total = (later - this).norm(dim=-1), (later + this).norm(dim=-1)
+        angles[:, i, i + 1 :] = 2 * torch.atan2(difference, total) / torch.pi
+    return angles + angles.transpose(1, 2)

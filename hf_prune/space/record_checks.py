@@ -29,7 +29,7 @@ def check_records(records: Finished) -> None:
     if scores is not None:
         check_scores(scores)
     output = "merged" if healing is None else healing.output
-    card_consistency.check(plan, None, scores, healing, evaluation, output, records.reload_level)
+    card_consistency.check(plan, None, scores, healing, evaluation, output, records.reload_level, records.fetched)
 
 
 def check_scores(scores: Scores) -> None:

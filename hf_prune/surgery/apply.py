@@ -1,34 +1,59 @@
 """Carry out a plan on a model in memory."""
 
+from collections.abc import Callable
+
 from hf_prune.architecture import Decoder
 from hf_prune.errors import ConfigError
-from hf_prune.records import Plan
+from hf_prune.records import Operation, Plan
 from hf_prune.registry import surgery
 from hf_prune.surgery.drop import check_layers
 
+Perform = Callable[[Decoder, Operation, tuple[int, ...]], Decoder]
+"""Carries out one operation on the blocks at these positions of the model as it is by then."""
 
-def apply_plan(decoder: Decoder, plan: Plan) -> Decoder:
+
+def _in_memory(decoder: Decoder, operation: Operation, positions: tuple[int, ...]) -> Decoder:
+    result: Decoder = surgery.get(operation.kind).function(decoder, positions, **operation.options)
+    return result
+
+
+def apply_plan(decoder: Decoder, plan: Plan, perform: Perform = _in_memory) -> Decoder:
     """Carry out the operations of a plan, in place.
 
     Args:
         decoder: the model that the plan was made for.
         plan: what to do; indices are those of the original model.
+        perform: carries out one operation.
 
     Raises:
         ConfigError: the plan was made for a model of another depth or architecture, or names an unknown operation
             or blocks that are not there.
     """
     check_model(decoder, plan)
-    check_layers([i for op in plan.operations for i in op.layers], decoder.num_layers, decoder.name)
-    operations = [(surgery.get(op.kind), op) for op in plan.operations]
-    for entry, operation in operations:
-        entry.check_options(operation.options, "surgery")
+    _check_operations(plan, decoder.name)
     left = list(range(decoder.num_layers))
-    for entry, operation in operations:
-        decoder = entry.function(decoder, tuple(left.index(i) for i in operation.layers), **operation.options)
+    for operation in plan.operations:
+        decoder = perform(decoder, operation, tuple(left.index(i) for i in operation.layers))
         if operation.kind == "drop":
             left = [i for i in left if i not in operation.layers]
     return decoder
+
+
+def _check_operations(plan: Plan, name: str) -> None:
+    """Refuse unknown operations and blocks that are not there, or not any more, before anything is done."""
+    depth = plan.model.num_layers
+    if plan.dropped:
+        check_layers([i for op in plan.operations if op.kind == "drop" for i in op.layers], depth, name)
+    left = set(range(depth))
+    for operation in plan.operations:
+        surgery.get(operation.kind).check_options(operation.options, "surgery")
+        if gone := sorted(set(operation.layers) - left):
+            raise ConfigError(
+                f"operation '{operation.kind}' of the plan acts on the blocks {gone}, which '{name}' does not have by "
+                f"then (of {depth}, counted from 0); plan again"
+            )
+        if operation.kind == "drop":
+            left -= set(operation.layers)
 
 
 def check_model(decoder: Decoder, plan: Plan) -> None:

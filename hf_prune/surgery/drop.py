@@ -12,11 +12,24 @@ from hf_prune.architecture.decoder import renumber
 from hf_prune.config import check_indices
 from hf_prune.errors import ConfigError
 from hf_prune.registry import surgery
+from hf_prune.surgery.edits import Edits
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
-@surgery("drop", title="Drop whole blocks", url="https://arxiv.org/abs/2403.17887")
+def drop_streamed(decoder: Decoder, layers: tuple[int, ...], edits: Edits) -> Decoder:
+    """The same on a model without weights: what is kept stays as it is.
+
+    Args:
+        decoder: the model, on the meta device.
+        layers: see `drop`.
+        edits: nothing is entered.
+    """
+    del edits
+    return drop(decoder, layers)
+
+
+@surgery("drop", title="Drop whole blocks", url="https://arxiv.org/abs/2403.17887", streamed=drop_streamed)
 def drop(decoder: Decoder, layers: tuple[int, ...]) -> Decoder:
     """Remove blocks from a model in memory, in place (UIDL section 3.2, step 3).
 

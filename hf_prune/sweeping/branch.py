@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune.config import HealingConfig, PrunerConfig
+from hf_prune.distributed import ALONE, Group
 from hf_prune.evaluation.stage import Judge
 from hf_prune.loading import Source
 from hf_prune.models import Models
@@ -87,14 +88,14 @@ class Branch(Stages):
         self._trunk = trunk
         return self
 
-    def measure(self) -> Scores:
+    def measure(self, group: Group = ALONE) -> Scores:
         """The scores of the method, measured once for all amounts."""
         if self._trunk is not None:
-            return self._trunk.measure()
+            return self._trunk.measure(group)
         if self._scores is not None:
             return self._scores
         try:
-            return super().measure()
+            return super().measure(group)
         finally:
             self.models.release()  # where there is little room, no point has any beside a second original
 

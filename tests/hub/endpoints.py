@@ -340,6 +340,11 @@ def download(call: Call) -> Answer:
     return Answer(file=call.store.blob(entry.sha256), headers=headers)
 
 
+def storage(call: Call) -> Answer:
+    """The content of a large file, as the storage behind the Hub sends it: it knows neither repos nor commits."""
+    return Answer(file=call.store.blob(call.parts["oid"]), headers={"ETag": f'"{call.parts["oid"][:32]}-7"'})
+
+
 # A repo id is one or two path segments; the two-segment reading wins unless its second word is an endpoint's.
 _ENDPOINTS = (
     "auth-check|branch|commit|commits|hardware|paths-info|preupload|refs|revision|runtime|settings|tag|tree|variables"
@@ -376,6 +381,7 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[[Call], Answer]]] = [
         ("POST", _FILE + r"\.git/info/lfs/objects/batch", lfs_batch),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", lfs_upload),
         ("POST", r"/lfs-verify", lfs_verify),
+        ("GET", r"/storage/(?P<oid>[0-9a-f]{64})", storage),
         ("GET HEAD", _FILE + r"/resolve" + _REVISION + r"/(?P<path>.+)", download),
     ]
 ]

@@ -62,6 +62,27 @@ class Faults:
         """Store another content than the one sent, for committed files whose path in the repo matches."""
         self._add(Fault("corrupt", "*", re.compile(path_regex), times))
 
+    def ignore_range(self, path_regex: str, times: int = 1) -> None:
+        """Answer requests for a part of a file with the whole of it, as servers do that know no ranges."""
+        self._add(Fault("ignore range", "GET", re.compile(path_regex), times))
+
+    def short_range(self, path_regex: str, missing: int = 1, times: int = 1) -> None:
+        """Send a part that ends `missing` bytes early, and say so in its headers."""
+        self._add(Fault("short range", "GET", re.compile(path_regex), times, after_bytes=missing))
+
+    def wrong_range(self, path_regex: str, by: int, times: int = 1, *, honest: bool = False) -> None:
+        """Send the bytes that lie `by` bytes before those asked for; the headers tell only when it is honest."""
+        kind = "other range" if honest else "wrong range"
+        self._add(Fault(kind, "GET", re.compile(path_regex), times, after_bytes=by))
+
+    def change_etag(self, path_regex: str, times: int = 1) -> None:
+        """Answer as if the file had another content by now."""
+        self._add(Fault("change etag", "GET", re.compile(path_regex), times))
+
+    def redirect(self, path_regex: str, times: int = 1) -> None:
+        """Send the client to another host for the content, as the Hub does for large files."""
+        self._add(Fault("redirect", "GET", re.compile(path_regex), times))
+
     def reset(self) -> None:
         """Forget every fault."""
         with self._lock:

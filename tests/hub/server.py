@@ -16,20 +16,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from .calls import Answer, Call, User
 from .endpoints import ROUTES
-from .faults import Faults
+from .faults import Fault, Faults
 from .store import Commit, Store, StoreError, folder_files
 
 CHUNK = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class Logged:
-    """A request that came in, without its token: `user` is who the token belongs to."""
+    """A request that came in, without its token: `user` is who that belongs to, `sent` the bytes of the answer."""
 
     method: str
     path: str
     headers: dict[str, str]
     user: str | None
+    sent: int = 0
 
 
 class LoopbackHub:
@@ -66,6 +67,11 @@ class LoopbackHub:
         self.fail = self.faults.fail
         self.truncate = self.faults.truncate
         self.corrupt = self.faults.corrupt
+        self.ignore_range = self.faults.ignore_range
+        self.short_range = self.faults.short_range
+        self.wrong_range = self.faults.wrong_range
+        self.change_etag = self.faults.change_etag
+        self.redirect = self.faults.redirect
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> "LoopbackHub":
@@ -151,6 +157,10 @@ class LoopbackHub:
             if method in ("*", request.method) and re.search(path_regex, request.path)
         ]
 
+    def sent(self, path_regex: str) -> int:
+        """Bytes of all bodies that answered requests with a matching path, as far as they were sent."""
+        return sum(request.sent for request in self.asked("*", path_regex))
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -168,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    logged: Logged
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay quiet; `LoopbackHub.requests` is the log."""
@@ -181,7 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
             scheme, _, token = self.headers.get("Authorization", "").partition(" ")
             user = hub.user(token if scheme == "Bearer" else None)
             headers = {name.lower(): value for name, value in self.headers.items() if name.lower() != "authorization"}
-            hub.requests.append(Logged(self.command, self.path, headers, user.name if user else None))
+            self.logged = Logged(self.command, self.path, headers, user.name if user else None)
+            hub.requests.append(self.logged)
             self._send(self._answer(hub, user, headers, scratch))
         finally:
             scratch.unlink(missing_ok=True)
@@ -236,7 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json; charset=utf-8"} | answer.headers
         self._send_head(answer.status, headers | {"Content-Length": str(len(body))})
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._write(body)
+
+    def _write(self, body: bytes) -> None:
+        self.wfile.write(body)
+        self.logged.sent += len(body)
 
     def _send_file(self, file: Path, headers: dict[str, str]) -> None:
         size = file.stat().st_size
@@ -244,29 +260,45 @@ class _Handler(BaseHTTPRequestHandler):
         if headers["ETag"] in self.headers.get("If-None-Match", ""):
             self._send_head(304, headers)
             return
+        if self._struck("redirect"):
+            headers["Location"] = f"{self.server.hub.endpoint.replace('127.0.0.1', 'localhost')}/storage/{file.name}"
+            self._send_head(302, headers | {"Content-Length": "0"})
+            return
+        if self._struck("change etag"):
+            headers |= {name: f'"{"0" * 64}"' for name in ("ETag", "X-Linked-ETag") if name in headers}
         start, end = 0, size - 1
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if asked and any(asked.groups()):
+        if asked and any(asked.groups()) and not self._struck("ignore range"):
             start = int(asked[1]) if asked[1] else max(size - int(asked[2]), 0)
             end = min(int(asked[2]), size - 1) if asked[1] and asked[2] else size - 1
             if start > end:
                 self._send_head(416, headers | {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
                 return
+            if fault := self._struck("short range"):
+                end -= fault.after_bytes
+            if fault := self._struck("other range"):
+                start, end = start - fault.after_bytes, end - fault.after_bytes
             headers["Content-Range"] = f"bytes {start}-{end}/{size}"
+            if fault := self._struck("wrong range"):
+                start, end = start - fault.after_bytes, end - fault.after_bytes
         length = end - start + 1
         self._send_head(206 if "Content-Range" in headers else 200, headers | {"Content-Length": str(length)})
         if self.command == "HEAD":
             return
-        fault = self.server.hub.faults.take("truncate", "GET", self.path)
+        fault = self._struck("truncate")
         left = min(length, fault.after_bytes) if fault else length
         with file.open("rb") as stream:
             stream.seek(start)
             while left > 0 and (chunk := stream.read(min(left, CHUNK))):
-                self.wfile.write(chunk)
+                self._write(chunk)
                 left -= len(chunk)
         if fault:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _struck(self, kind: str) -> Fault | None:
+        """The fault of this kind that waits for this request, if one does."""
+        return self.server.hub.faults.take(kind, self.command, self.path)
 
     def _send_head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
