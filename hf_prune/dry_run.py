@@ -7,7 +7,7 @@ from hf_prune import calibration, healing
 from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
-from hf_prune.loading import blank_model, dtype_of, locate
+from hf_prune.loading import Source, blank_model, dtype_of, locate
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
@@ -65,7 +65,8 @@ def preview(
     check_amount(config, ref.num_layers, ref.id)
     check_output(output)
     whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
-    if whole and source.folder is not None and getattr(model_config, "quantization_config", None) is None:
+    plain = getattr(model_config, "quantization_config", None) is None
+    if whole and source.folder is not None and plain:
         blank = blank_model(source.folder, ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
         check_size(parameter_bytes(blank), ref.id, max_memory, device_map, *whole[0])
     if push is not None:
@@ -97,7 +98,7 @@ def preview(
         when = "the blocks are weighed" if by_weight else "they are measured"
         steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))
     text = f", calibrated on at most {most:,} tokens, {_text(config)}" if costs is not None else ""
-    steps.append(("prune", f"{recipe.surgery}{text}; the result is loaded again and compared"))
+    steps.append(("prune", f"{recipe.surgery}{text}{_way(source, plain, bool(whole), measured, costs)}"))
     if heal:
         asked = config.healing.tokens
         steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
@@ -110,6 +111,14 @@ def preview(
         steps.append(("push", push))
     facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
     return facts, steps
+
+
+def _way(source: Source, plain: bool, loaded: bool, measured: bool, costs: Costs | None) -> str:
+    """How the cut is made, and proved."""
+    if loaded or measured or costs is not None or not plain:
+        return "; the result is loaded again and compared"
+    fetched = ", and only what is kept is fetched" if source.ref.revision is not None else ""
+    return f" from file to file: nothing is loaded{fetched}; the result is held against the base"
 
 
 def _widths(config: PrunerConfig, ref: ModelRef, costs: Costs, scores: Scores | None) -> str:

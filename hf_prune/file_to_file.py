@@ -24,7 +24,7 @@ from hf_prune.writers import Writer, Written
 logger = logging.getLogger(__name__)
 
 JOURNAL = "moved.json"
-"""In a work folder: what has been moved there already."""
+"""Beside a work folder: what has been moved there already."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def file_to_file(
         )
         if growing is not folder:
             for path in sorted(growing.iterdir()):
-                os.replace(path, folder / path.name)
+                _put(path, folder / path.name)
         save_companions(folder, model=cut, source=origin, keep=plan.kept, tokenizer=tokenizer)
         level = check_streamed(
             folder,
@@ -129,6 +129,14 @@ def _find(models: Models, token: str | bool | None) -> Found:
             logger.warning("%s; whole files are downloaded", error)
     models.fetch()
     return Found(local_weights(source.folder), models.fetched or "whole", True)
+
+
+def _put(path: Path, target: Path) -> None:
+    """A second name for a file, so that a run that is killed in the check behind this need not write it again."""
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without links
+        os.replace(path, target)
 
 
 def _on_one_disk(one: Path, other: Path) -> bool:

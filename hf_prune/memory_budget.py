@@ -1,5 +1,6 @@
 """How much memory a streamed measure takes, before it takes it: a budget is obeyed, or refused with what would do."""
 
+import ctypes
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b|)\s*", re.IGNORECASE)
 
 _LATER = 200_000_000
 """Bytes of code that a process reads in when it first computes, and of memory that its allocator keeps."""
+
+_LARGE = 2**20
+"""Bytes from which on memory is given back as soon as it is free, where it is bounded."""
 
 _CUDA_CONTEXT = 600_000_000
 """Bytes that CUDA takes of a GPU before any tensor is there."""
@@ -170,6 +174,8 @@ def streamed(
     on_gpu = device.type == "cuda"
     here = _CUDA_CONTEXT if on_gpu else process
     need = needed(decoder, weights, batch_size=batch_size, max_length=max_length, samples=samples, process=here)
+    if "cpu" in budget:
+        _give_back_at_once()
     computes = (device.index or 0) if on_gpu else "cpu"
     if computes in budget:
         weights.states_budget = _left(budget[computes], need, computes, source.ref.id)
@@ -177,6 +183,13 @@ def streamed(
         host = Need(process + _LATER, weights.bytes_held()[0], 0, 0)  # pinned twins of the buffers
         _left(budget["cpu"], host, "cpu", source.ref.id)
     return decoder, weights
+
+
+def _give_back_at_once() -> None:
+    """Stop glibc's allocator from keeping what is free: a small tensor that stays would pin large ones before it."""
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(-3, _LARGE)  # M_MMAP_THRESHOLD; it costs a few percent of the time, and nothing where there is no bound
 
 
 def _left(limit: int, need: Need, device: int | str, name: str) -> int:

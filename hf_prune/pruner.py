@@ -247,11 +247,12 @@ class Pruner(Stages):
         """
         folder, plan = Path(save_directory), self.plan()
         adapter = self._adapter if self._healing is not None and self._healing.output == "adapter" else None
+        work = self.run.path / "weights" if self.run.lasting else None
         write = file_to_file(
             self.models,
             self.tokenizer,
             plan,
-            work=self.run.path / "weights" if self.run.lasting else None,
+            work=work,
             token=self._token,
             max_shard_size=max_shard_size,
             progress=self._progress,
@@ -260,6 +261,8 @@ class Pruner(Stages):
             write = self._from_memory(adapter, plan, max_shard_size)
         finished = dataclasses.replace(self.finished(), inputs=inputs)
         write_output(folder, write, finished, repo_id=repo_id, adapter=adapter, tokens=self._token_files())
+        if work is not None:
+            remove(work)
         if self.models.stage == "original":
             self.models.take_up(dataclasses.replace(self.models.pruned_source(plan), folder=folder), "pruned")
         self._saved = folder

@@ -19,7 +19,7 @@ from tests.cli.support import Called, call, done, fast, planted, recipe_file, tr
 CHILD = """
 import os, signal, sys
 import torch
-import hf_prune.healing.lora, hf_prune.output, hf_prune.reload, hf_prune.run
+import hf_prune.healing.lora, hf_prune.reload, hf_prune.run, hf_prune.writers
 from hf_prune.cli import main
 from hf_prune.healing.trainer import _Keeper
 from hf_prune.run_folder import RunFolder
@@ -46,7 +46,10 @@ def dying(function, hit):
 if place == "checkpoint":
     _Keeper.on_save = dying(_Keeper.on_save, lambda self, args, state, control: state.global_step == 1)
 elif place == "the check of the output":
-    hf_prune.output.check_reload = die
+    hf_prune.writers.check_reload = die
+elif place == "the check of the files":
+    import hf_prune.file_to_file
+    hf_prune.file_to_file.check_streamed = die
 elif place == "clearing away":
     hf_prune.run.remove = die
 else:
@@ -214,7 +217,7 @@ def test_ctrl_c_elsewhere(
         patch.setattr(evaluation_stage, "evaluate", interrupt)
         assert call(*words).code == 130
     with monkeypatch.context() as patch:
-        patch.setattr("hf_prune.output.check_reload", interrupt)
+        patch.setattr("hf_prune.writers.check_reload", interrupt)
         assert call(*words).code == 130
     assert sorted(path.name for path in Path().iterdir()) == ["out.run"]
     worked.clear()
@@ -233,3 +236,21 @@ def test_heal_alone_goes_on_too(
     assert sorted(path.name for path in Path().iterdir()) == ["pruned", "pruned-healed.run"]
     assert "continuing from checkpoint-2" in done(*heal).err
     assert sorted(path.name for path in Path().iterdir()) == ["pruned", "pruned-healed"]
+
+
+def test_kill_9_while_files_are_checked(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("prune", str(base), "--method", "simple", "--drop-layers", "3", "--output", "out")
+    done(*words[:-1], "unstopped")
+    killed = child("in the check of the files", words)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("out").exists() and Path("out.run").is_dir()
+
+    def never(*args, **kwargs) -> None:
+        raise AssertionError("bytes were moved again")
+
+    monkeypatch.setattr("hf_prune.local_files.copy_range", never)
+    done(*words)
+    assert tree(Path("out")) == tree(Path("unstopped"))
+    assert sorted(path.name for path in Path().iterdir()) == ["out", "unstopped"]
+    assert all(path.stat().st_nlink == 1 for path in Path("out").glob("*.*"))

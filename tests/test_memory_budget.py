@@ -138,6 +138,7 @@ except ConfigError as error:
     gigabytes = float(re.search(r"expected at least ([\\d.]+) GB", str(error))[1])
 budget = round(gigabytes * 10**9) + 10**7  # a few more pages came in with the refusal
 decoder, weights = streamed(source, max_memory={"cpu": budget}, **work)
+weights.states_budget //= 4  # most of them go to the disk
 text = TextUse("org/books", "en", "train", "c0ffee", 4, 100, 32, 0, "5" * 64)
 generator = torch.Generator().manual_seed(0)
 ids = [torch.randint(0, 512, (given["max_length"],), generator=generator) for _ in range(given["samples"])]
@@ -194,6 +195,6 @@ def test_a_budget_is_obeyed(compute: str, measure: str, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     assert size > 300_000_000
     given: dict[str, Any] = {
-        "compute": compute, "layers": 9, "batch_size": 4, "max_length": 256, "samples": 32, "measure": measure,
+        "compute": compute, "layers": 9, "batch_size": 4, "max_length": 128, "samples": 24, "measure": measure,
     }  # fmt: skip
     obeyed(tmp_path / "base", tmp_path / "scratch", **given)

@@ -4,15 +4,18 @@ import os
 import sys
 
 from hf_prune.cli.app import app
-from hf_prune.errors import PruneError
+from hf_prune.errors import ConfigError, PruneError
 
 _INTERRUPTED = 130
-_RESUMABLE = ("run", "demo", "measure", "plan", "heal", "sweep")
+_RESUMABLE = ("run", "demo", "measure", "plan", "prune", "heal", "sweep")
+_SHARED = ("measure",)
+"""Commands whose work several processes can share."""
 
 
 def main() -> None:
     """Run the command line; exit with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     try:
+        _check_processes()
         app()
     except PruneError as error:
         if os.environ.get("HF_DEBUG"):
@@ -25,3 +28,21 @@ def main() -> None:
             hint = " Finished stages are kept; run the same command again to go on." if resumable else ""
             print(f"Interrupted.{hint}", file=sys.stderr)
         raise
+
+
+def _check_processes() -> None:
+    """Refuse several processes that would all do the same, and write to the same files.
+
+    Raises:
+        ConfigError: torchrun started a command that one process does.
+        SystemExit: it did, and process 0 says so.
+    """
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or command in _SHARED:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(1)
+    raise ConfigError(
+        f"'{command}' runs in one process; torchrun started {os.environ['WORLD_SIZE']}. Start it without torchrun; "
+        f"what several processes share is: {', '.join(_SHARED)}"
+    )

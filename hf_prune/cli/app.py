@@ -30,7 +30,11 @@ app.command(
 )(running.run_command)
 app.command(
     "measure",
-    epilog=_examples("hf-prune measure org/model --output scores", "hf-prune measure ./model --dataset text.jsonl"),
+    epilog=_examples(
+        "hf-prune measure org/model --output scores",
+        "hf-prune measure ./large --dataset text.jsonl --memory-budget 4GB",
+        "torchrun --nproc-per-node 2 -m hf_prune.cli measure ./model --dataset text.jsonl",
+    ),
 )(staging.measure_command)
 app.command(
     "plan",
@@ -43,6 +47,7 @@ app.command(
     epilog=_examples(
         "hf-prune prune org/model --plan scores/plan.json --output pruned",
         "hf-prune prune org/model --layers 21-28 --output pruned",
+        "hf-prune prune org/70b --method simple --drop-layers 24 --max-shard-size 2GB --output pruned",
     ),
 )(staging.prune_command)
 app.command(

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_prune import Plan, Scores
+from hf_prune.cli import main
 from hf_prune.records import Evaluation
 from tests.cli.support import call, done, fast, planted, recipe, recipe_file, tree
 from tests.making import base_folder, logits
@@ -291,3 +292,13 @@ def test_wrong_usage_exits_with_2(words: tuple[str, ...], said: str) -> None:
 def test_no_arguments_shows_the_help() -> None:
     called = call()
     assert "Commands:" in called.out + called.err and called.code in (0, 2)
+
+
+def test_torchrun_is_refused_where_all_processes_would_do_the_same(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["hf-prune", "prune", "org/model", "--output", str(tmp_path / "out")])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", "'prune' runs in one process; torchrun started 2"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        assert said in capsys.readouterr().err
