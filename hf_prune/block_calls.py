@@ -85,10 +85,10 @@ class KeptCalls:
             kept.append((spec, stored, call.keyword))
         self._calls[batch] = kept
 
-    def get(self, batch: int, layer: int) -> Call:
-        """The call of one block with one batch."""
+    def get(self, batch: int, layer: int, device: torch.device) -> Call:
+        """The call of one block with one batch, its tensors on a device."""
         spec, stored, keyword = self._calls[batch][layer]
-        leaves = [self._store[leaf] if isinstance(leaf, _Kept) else leaf for leaf in stored]
+        leaves = [self._store[leaf].to(device) if isinstance(leaf, _Kept) else leaf for leaf in stored]
         args, kwargs = tree_unflatten(leaves, spec)
         return Call(args, kwargs, keyword)
 

@@ -27,6 +27,8 @@ class CheckpointFiles:
 
     Attributes:
         entries: its tensors, by name.
+        drops_behind: whether the system need not keep blocks that were read in its page cache: where memory is bounded
+            it would have to look for room again and again.
 
     Raises:
         CheckpointError: the checkpoint is broken.
@@ -36,6 +38,7 @@ class CheckpointFiles:
         self._folder = folder
         self._known = {path.name: _identity(path.stat()) for path in weight_files(folder)}
         self._open: dict[str, int] = {}
+        self.drops_behind = False
         self.entries: Mapping[str, TensorEntry] = checkpoint_entries(folder)
 
     def read(self, entry: TensorEntry, into: memoryview, start: int = 0) -> None:
@@ -71,6 +74,12 @@ class CheckpointFiles:
                     f"{self._folder / name} changed while it was read (its size or time is another one). Leave the "
                     "checkpoint alone meanwhile, and start again"
                 )
+
+    def done_with(self, entries: Iterable[TensorEntry]) -> None:
+        """Tensors that were read and will not be soon; see `drops_behind`."""
+        if self.drops_behind and hasattr(os, "posix_fadvise"):
+            for entry in entries:
+                os.posix_fadvise(self._handle(entry.file), entry.start, entry.size, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Close the files; they open again when they are read."""
@@ -178,6 +187,7 @@ class BlockReader:
         for entry, start in layout:
             self._files.read(entry, memory[start : start + entry.size])
         self._files.check(used)
+        self._files.done_with(entry for entry, _ in layout)
         if slot.pinned is not None:
             with torch.cuda.stream(self._stream):
                 if slot.unused is not None:

@@ -21,14 +21,17 @@ class BlockWeights(Protocol):
     """Brings blocks into memory, in turn, and knows in which dtype they compute.
 
     Attributes:
-        device: where the blocks compute.
         all_at_once: whether all blocks are there together, so that each batch may pass them alone.
         states_budget: bytes of hidden states that may lie in memory; None leaves it to the store.
     """
 
-    device: torch.device
     all_at_once: bool
     states_budget: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blocks compute."""
+        ...
 
     def computing(self) -> Any:
         """A context for all that follows: weights compute in the dtype that is fast here."""
@@ -199,10 +202,8 @@ class StreamedWeights:
             self._filled = self.filling.put([piece], {name: self._there(found)}, self._compute_dtype)
             return (places, *given[1:])
 
-        padding, table.padding_idx = (
-            table.padding_idx,
-            None,
-        )  # it matters to gradients alone, and may lie past the rows
+        padding = table.padding_idx
+        table.padding_idx = None  # it matters to gradients alone, and may lie past the rows that are there
         handle = table.register_forward_pre_hook(read)
         try:
             yield

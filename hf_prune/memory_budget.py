@@ -29,6 +29,9 @@ _LATER = 200_000_000
 _LARGE = 2**20
 """Bytes from which on memory is given back as soon as it is free, where it is bounded."""
 
+_EXPERTS = 8
+"""Experts that a token goes through, where the config does not say."""
+
 _CUDA_CONTEXT = 600_000_000
 """Bytes that CUDA takes of a GPU before any tensor is there."""
 
@@ -99,7 +102,8 @@ def needed(
     width, depth = config.hidden_size, decoder.num_layers
     itemsize = 4 if weights.copies else decoder.model.dtype.itemsize
     tokens = batch_size * max_length
-    workspace = tokens * max(map(_numbers_a_token, (decoder.blocks[i] for i in _kinds(decoder)))) * itemsize
+    experts = getattr(config, "num_experts_per_tok", None) or _EXPERTS
+    workspace = tokens * max(_numbers_a_token(decoder.blocks[i], experts) for i in _kinds(decoder)) * itemsize
     workspace += tokens * width * (8 * itemsize + 8)  # the stream itself, on its way from and to the store, and norms
     workspace += _attention_bytes(config, batch_size, max_length)
     last_tokens = (depth + 1) * width * (samples * itemsize + batch_size * 5 * 8)
@@ -113,16 +117,21 @@ def _kinds(decoder: Decoder) -> list[int]:
     return list(sizes.values())
 
 
-def _numbers_a_token(block: nn.Module) -> int:
-    """Numbers that a block holds for each token at once, at most: twice what its products give."""
+def _numbers_a_token(block: nn.Module, experts: int) -> int:
+    """Numbers that a block holds for each token at once, at most: twice what its products give.
+
+    Args:
+        block: of the skeleton.
+        experts: that each token goes through.
+    """
     given = 0
     for module in block.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == 2:
                 out = getattr(module, "out_features", None) or getattr(module, "nf", None) or max(parameter.shape)
                 given += out
-            elif parameter.ndim == 3:  # experts: each token goes through a few of them
-                given += 8 * max(parameter.shape[1:])
+            elif parameter.ndim == 3:  # experts, one behind the other
+                given += experts * max(parameter.shape[1:])
     return 2 * given
 
 
@@ -175,6 +184,7 @@ def streamed(
     here = _CUDA_CONTEXT if on_gpu else process
     need = needed(decoder, weights, batch_size=batch_size, max_length=max_length, samples=samples, process=here)
     if "cpu" in budget:
+        weights.files.drops_behind = True
         _give_back_at_once()
     computes = (device.index or 0) if on_gpu else "cpu"
     if computes in budget:

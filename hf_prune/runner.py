@@ -82,6 +82,12 @@ Leave = Callable[[int, int, torch.Tensor, torch.Tensor], None]
 states, (batch, length) mask."""
 
 
+def _states_budget(weights: BlockWeights) -> int | None:
+    if weights.states_budget is None and weights.device.type == "cuda":
+        return torch.cuda.mem_get_info(weights.device)[0] // 4
+    return weights.states_budget
+
+
 def _last_needed(observers: Sequence[Observer], depth: int) -> int:
     return min(
         depth - 1, max((getattr(observer, "last_block", depth - 1) for observer in observers), default=depth - 1)
@@ -169,7 +175,7 @@ class Walker:
         leave: Leave | None,
     ) -> None:
         weights, depth = self._weights, self.decoder.num_layers
-        store = ActivationStore(weights.states_budget, self._scratch)
+        store = ActivationStore(_states_budget(weights), self._scratch)
         calls, masks, whole = KeptCalls(store), [], frozenset[int]()
         with weights.surroundings():
             for number, batch in enumerate(batches):
@@ -188,8 +194,8 @@ class Walker:
                         if branch not in behind:
                             del store[number, branch]
                             continue
-                        inputs = store[number, branch]
-                        outputs = first(run_block(block, calls.get(number, layer), inputs))
+                        inputs = store[number, branch].to(weights.device)
+                        outputs = first(run_block(block, calls.get(number, layer, weights.device), inputs))
                         if not branch and observers:
                             self._show(observers, Place(layer, depth, number), inputs, outputs, mask)
                         if outputs.dtype != inputs.dtype:  # some models go on in float32 behind their first block

@@ -1,7 +1,6 @@
 """Safetensors files before their bytes are there: which tensor goes into which file, and where in it."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +31,6 @@ class Shard:
     header: bytes
     entries: tuple[TensorEntry, ...]
     size: int
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """How safetensors files spell a dtype."""
-    return _NAMES[dtype]
 
 
 def lay_out(
@@ -99,8 +93,3 @@ def index_text(shards: Sequence[Shard], parameters: int) -> str:
 def index_file(shards: Sequence[Shard]) -> str | None:
     """Name of the index; None where one file holds everything."""
     return INDEX if len(shards) > 1 else None
-
-
-def elements(entry: TensorEntry) -> int:
-    """Numbers that a tensor holds."""
-    return math.prod(entry.shape)

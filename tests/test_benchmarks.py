@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune.checkpoint import checkpoint_entries
-from tests.benchmarks import gpu, peers, pruned_speed, scaling, table
+from tests.benchmarks import gpu, pruned_speed, scaling, table
 from tests.benchmarks.checkpoints import SEVEN_B, Shapes, checkpoint
 from tests.benchmarks.costs import cold, memory_limit, read_seconds, run_child, weights_of
 from tests.benchmarks.scaling import Size, exponents
@@ -112,14 +112,13 @@ def test_rows_of_measured_figures() -> None:
     grown = scaling.main(
         1, {kind: [Size(2, 64, 1, 8), Size(4, 128, 2, 16)] for kind in scaling.SIZES}, Size(4, 64, 1, 8)
     )
-    found = peers.main(peers.Shape(layers=4, width=64, vocabulary=VOCAB, sequences=4, length=16), runs=1)
     shown = table.render(
         [
             {"benchmark": name, "figures": found, **ABOUT}
-            for name, found in (("peers", found), ("pruned-speed", speed), ("scaling", grown))
+            for name, found in (("pruned-speed", speed), ("scaling", grown))
         ]
     )
-    assert shown.count("\n|") == 1 + 4 + 2 + 5
+    assert shown.count("\n|") == 1 + 2 + 5
     assert shown.count("10 % to 50 % of blocks dropped") == 2
     assert shown.endswith("Measured on: a processor, 2 threads; torch 2.13.0, transformers 5.23.0.")
 

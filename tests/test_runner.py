@@ -338,7 +338,7 @@ def test_calls_of_batches_that_look_alike_are_kept_once() -> None:
     with torch.inference_mode():
         _, expected = walker.calls(next(batches(list(alike[1]), 2)))
     for layer, call in enumerate(expected):
-        found = kept.get(1, layer)
+        found = kept.get(1, layer, torch.device("cpu"))
         assert found.keyword == call.keyword and found.kwargs.keys() == call.kwargs.keys()
         for key, value in call.kwargs.items():
             for one, two in zip(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_prune import precision
+from hf_prune import memory_budget, precision
 from hf_prune.architecture import FAMILIES, Decoder, decoder_of
 from hf_prune.block_reader import CheckpointFiles
 from hf_prune.block_weights import StreamedWeights
@@ -31,6 +31,7 @@ from tests.tiny import DEPTH, tiny_model, tokens
 MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 CONVERTED = ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "deepseek_v3", "afmoe")
 SEQUENCES = tuple(tokens(1, length, length)[0] for length in (6, 11, 4, 11, 9))
+FEW = SEQUENCES[:3]  # a padded batch of two, and a smaller one
 SAMPLES = Samples(SEQUENCES, TEXT)
 
 
@@ -52,7 +53,7 @@ def model_type(request: pytest.FixtureRequest) -> str:
 
 def sums(decoder: Decoder, weights: StreamedWeights | None = None) -> list[dict[str, Any]]:
     observers = [PairwiseAngles(), LayerCosines()]
-    Walker(decoder, weights).walk(batches(SEQUENCES, 2), observers)
+    Walker(decoder, weights).walk(batches(FEW, 2), observers)
     return [observer.result() for observer in observers]
 
 
@@ -92,7 +93,7 @@ def test_wherever_the_states_wait(budget: int | None, attention: str, dtype: str
         model.set_attn_implementation(attention)
     (tmp_path / "scratch").mkdir()
     observers = [PairwiseAngles(), LayerCosines()]
-    Walker(decoder, weights, tmp_path / "scratch").walk(batches(SEQUENCES, 2), observers)
+    Walker(decoder, weights, tmp_path / "scratch").walk(batches(FEW, 2), observers)
     assert [observer.result() for observer in observers] == sums(resident)
     gc.collect()
     assert not list((tmp_path / "scratch").iterdir()), "scratch files are left"
@@ -260,3 +261,22 @@ def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="no room for 0 MB of hidden states in .*No space left on device"):
         sums(decoder, weights)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "gemma3_text"])
+@pytest.mark.parametrize("budget", [0, None])
+def test_streamed_to_a_gpu(model_type: str, budget: int | None, tmp_path: Path) -> None:
+    source = saved(tmp_path, model_type, torch.bfloat16)
+    resident = decoder_of(load_model(source, device_map="cuda"))
+    decoder = skeleton(source, device="cuda")
+    weights = StreamedWeights(decoder, tmp_path, "cuda", budget)
+    watcher = Watcher(decoder)
+    Walker(decoder, weights).walk(batches(SEQUENCES, 2), [watcher])
+    assert watcher.there == {(layer,) for layer in range(DEPTH)}
+    for _ in range(3):  # copies run beside the computing: a race would not show each time
+        assert sums(decoder, weights) == sums(resident)
+    decoder, weights = memory_budget.streamed(
+        source, device="cuda", max_memory={0: "4GB", "cpu": "16GB"}, batch_size=2, max_length=11, samples=5
+    )
+    assert weights.states_budget and sums(decoder, weights) == sums(resident)
