@@ -1,17 +1,19 @@
 """Hidden states of a calibration set between two blocks: in memory up to a budget, memory-mapped on disk past it."""
 
+import mmap
 import os
 import tempfile
 import weakref
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
-import psutil
 import torch
 
 from hf_prune.errors import OutputError
+from hf_prune.memory import free_memory
 
 _SHARE_OF_MEMORY = 0.25
 
@@ -20,17 +22,21 @@ _SHARE_OF_MEMORY = 0.25
 class _Mapped:
     """A tensor on disk. It is mapped anew each time it is asked for: a lasting map would count as memory held."""
 
-    path: Path
+    file: BinaryIO
+    start: int
+    room: int
     shape: torch.Size
     dtype: torch.dtype
 
     def tensor(self) -> torch.Tensor:
-        flat = torch.from_file(str(self.path), shared=True, size=self.shape.numel(), dtype=self.dtype)
-        return flat.reshape(self.shape)
+        memory = mmap.mmap(self.file.fileno(), self.room, offset=self.start)
+        return torch.frombuffer(memory, dtype=self.dtype, count=self.shape.numel()).reshape(self.shape)
 
 
 class ActivationStore:
     """One tensor a batch (or a batch of a branch), overwritten as the batches move from block to block.
+
+    What is on disk lies in one file without a name: it is gone with the process, however that ends.
 
     Args:
         budget: bytes held in memory at most; a quarter of what is free now when None.
@@ -38,11 +44,12 @@ class ActivationStore:
     """
 
     def __init__(self, budget: int | None = None, folder: Path | None = None) -> None:
-        self.budget = int(_SHARE_OF_MEMORY * psutil.virtual_memory().available) if budget is None else budget
+        self.budget = int(_SHARE_OF_MEMORY * free_memory()) if budget is None else budget
         self._kept: dict[Hashable, torch.Tensor | _Mapped] = {}
-        self._folder = folder
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._numbers = count()
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
+        self._file: BinaryIO | None = None
+        self._end = 0
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # where there is room of a size in the file
         self.in_memory = self.on_disk = 0
 
     def __getitem__(self, key: Hashable) -> torch.Tensor:
@@ -64,9 +71,8 @@ class ActivationStore:
             return
         size = _bytes(hidden)
         if before is None:
-            number = next(self._numbers)
             if self.in_memory + size > self.budget:
-                self._kept[key] = self._map(number, hidden)
+                self._kept[key] = self._map(hidden)
                 self.on_disk += size
                 return
             self.in_memory += size
@@ -81,35 +87,38 @@ class ActivationStore:
         """Forget a tensor, and make its room free."""
         kept = self._kept.pop(key)
         if isinstance(kept, _Mapped):
-            kept.path.unlink()
+            self._free[kept.room].append(kept.start)
             self.on_disk -= kept.shape.numel() * kept.dtype.itemsize
         else:
             self.in_memory -= _bytes(kept)
 
-    def _map(self, number: int, hidden: torch.Tensor) -> _Mapped:
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="hf-prune-states-", dir=self._folder)
-            weakref.finalize(self, self._scratch.cleanup)
-        mapped = _Mapped(Path(self._scratch.name) / str(number), hidden.shape, hidden.dtype)
-        _reserve(mapped.path, _bytes(hidden))
+    def _map(self, hidden: torch.Tensor) -> _Mapped:
+        room = -(-_bytes(hidden) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        start = self._free[room].pop() if self._free[room] else self._more(room)
+        assert self._file is not None
+        mapped = _Mapped(self._file, start, room, hidden.shape, hidden.dtype)
         mapped.tensor().copy_(hidden)
         return mapped
+
+    def _more(self, size: int) -> int:
+        """Take room on disk now: writing to a map of a file for which there is none would end the process."""
+        start = self._end
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)
+                weakref.finalize(self, self._file.close)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), start, size)
+            else:
+                self._file.truncate(start + size)
+        except OSError as error:
+            raise OutputError(
+                f"no room for {size / 1e6:.0f} MB of hidden states in {self._folder}: {error.strerror}. Name a folder "
+                "on a larger disk, raise the memory budget, or take fewer or shorter samples"
+            ) from error
+        self._end += size
+        return start
 
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take the room on disk now: writing to a map of a file for which there is none would end the process."""
-    try:
-        with path.open("xb") as file:
-            if hasattr(os, "posix_fallocate") and size:
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-    except OSError as error:
-        raise OutputError(
-            f"no room for {size / 1e6:.0f} MB of hidden states in {path.parent.parent}: {error.strerror}. Name a "
-            "folder on a larger disk, raise the memory budget, or take fewer or shorter samples"
-        ) from error

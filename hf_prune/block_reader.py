@@ -36,7 +36,8 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known = {path.name: _identity(path.stat()) for path in weight_files(folder)}
+        names = [path.relative_to(folder).as_posix() for path in weight_files(folder)]
+        self._known = {name: _identity((folder / name).stat()) for name in names}
         self._open: dict[str, int] = {}
         self.drops_behind = False
         self.entries: Mapping[str, TensorEntry] = checkpoint_entries(folder)
@@ -50,11 +51,17 @@ class CheckpointFiles:
             start: first byte, counted from the start of the tensor.
 
         Raises:
-            CheckpointError: the file changed since its header was read, or is shorter.
+            CheckpointError: the file changed since its header was read, is shorter, or its disk fails.
         """
         handle, done = self._handle(entry.file), 0
         while done < len(into):
-            count = os.preadv(handle, [into[done:]], entry.start + start + done)
+            try:
+                count = os.preadv(handle, [into[done:]], entry.start + start + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._folder / entry.file} cannot be read at '{entry.name}': {error.strerror}. Check the disk, "
+                    "or fetch the file again"
+                ) from error
             if count == 0:
                 raise CheckpointError(
                     f"{self._folder / entry.file} ended after {done} of {len(into)} bytes of '{entry.name}': it got "

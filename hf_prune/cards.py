@@ -36,14 +36,14 @@ RELOAD = {
 
 _STREAMED_PARTS = (
     "After saving, keys, shapes and dtypes were compared with the stock model class, and fixed inputs were run block "
-    "by block. The whole model was not loaded at once. Kept tensors were not compared with the base, of which nothing "
-    "else was fetched."
+    "by block. The whole model was not loaded at once. Kept tensors were not compared with the base, of which only "
+    "their own bytes had been fetched."
 )
 _FETCHED = {
     "whole": "",
     "verified": "The sha256 of every weight file of the base was compared with the Hub's, and agrees.",
-    "ranges": "Of its weight files only the bytes of what stayed were fetched, by range, not hash-verified: that they "
-    "are the base's rests on the connection, on their number, and on the hash that the Hub named with each answer.",
+    "ranges": "For the cut only what stayed of its weights was fetched, by range, not hash-verified: that it is the "
+    "base's rests on the connection, on the number of bytes, and on the hash that the Hub named with each answer.",
 }
 
 CITATIONS = {

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
 from hf_prune.architecture import layer_count
@@ -30,7 +31,8 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted({str(v) for v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            told = json.loads(index.read_text(encoding="utf-8"))
+            names = sorted({str(v) for v in told["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index} is not an index of shards ({error!r}); download it again") from error
         if not names:
@@ -41,6 +43,11 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{index.name} names {len(names)} shards; missing in {folder}: {', '.join(missing)}")
+        if not isinstance(told.get("metadata"), dict):
+            raise CheckpointError(
+                f"{index} lacks 'metadata', without which transformers does not load it; download it again, or add "
+                '"metadata": {} to it'
+            )
         return [folder / name for name in names]
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
@@ -52,8 +59,12 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no weights; expected {SINGLE} or {INDEX}")
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, name: str | None = None) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, in the order in which they lie in it.
+
+    Args:
+        path: the file.
+        name: what entries call it; its own name when None.
 
     Raises:
         CheckpointError: the file is truncated, or its header is none, lies, or disagrees with the file's length.
@@ -62,7 +73,21 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     with path.open("rb") as file:
         length = header_length(file.read(8), size, str(path))
         raw = file.read(length)
-    return parse_header(raw, size, str(path), path.name)
+    return parse_header(raw, size, str(path), name or path.name)
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that transformers loads a checkpoint in whose config names none: its first one of a floating type.
+
+    Returns:
+        None where the weights are not here.
+    """
+    try:
+        files = weight_files(folder)
+    except CheckpointError:  # of a model on the Hub they may come later, or never
+        return None
+    dtypes = (entry.torch_dtype for _, entry in sorted(read_header(files[0]).items()))
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
 
 
 def checkpoint_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -73,7 +98,7 @@ def checkpoint_entries(folder: Path) -> dict[str, TensorEntry]:
     """
     found: dict[str, TensorEntry] = {}
     for path in weight_files(folder):
-        add_shard(found, read_header(path))
+        add_shard(found, read_header(path, path.relative_to(folder).as_posix()))
     if not (folder / SINGLE).is_file():
         check_index(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"], found)
     return found
@@ -138,13 +163,16 @@ def block_parameters(counts: Mapping[str, int], depth: int) -> tuple[int, ...] |
     return tuple(found) if found and all(found) else None
 
 
-def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
+def check_checkpoint(
+    folder: Path, config: PretrainedConfig, name: str, tensors: Collection[str] | None = None
+) -> None:
     """Refuse weights that are broken or disagree with the config's layer count, before they are loaded.
 
     Args:
         folder: of the checkpoint.
         config: its text config.
         name: what the model is called in errors.
+        tensors: their names, where the weights lie elsewhere.
 
     Raises:
         CheckpointError: names the file or the key.
@@ -154,8 +182,9 @@ def check_checkpoint(folder: Path, config: PretrainedConfig, name: str) -> None:
             f"'{name}' has an adapter beside its weights ({_ADAPTER}), which transformers would load with them; merge "
             "it into the weights, or move it to another folder"
         )
-    names = [tensor for path in weight_files(folder) for tensor in read_header(path)]
-    numbers = {int(found[1]) for tensor in names if (found := _BLOCK.search(tensor))}
+    if tensors is None:
+        tensors = [tensor for path in weight_files(folder) for tensor in read_header(path)]
+    numbers = {int(found[1]) for tensor in tensors if (found := _BLOCK.search(tensor))}
     depth = layer_count(config)
     # Prediction layers behind the last block (multi-token prediction) are stored at index L and up, and never loaded.
     # Some configs know their number under both names.

@@ -128,6 +128,11 @@ ALONE = Group()
 """One process, as without `torchrun`."""
 
 
+def local_processes() -> int:
+    """How many processes of the job share this machine, and its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 @contextmanager
 def processes() -> Iterator[Group]:
     """The group that `torchrun` has made this process a member of; without `torchrun`, a group of one.

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from hf_prune import calibration, healing
+from hf_prune import calibration, healing, hub_pull
 from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
-from hf_prune.loading import Source, blank_model, dtype_of, locate
+from hf_prune.loading import Source, blank_model, check_verifiable, dtype_of, locate
+from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
 from hf_prune.plan import Sizes, check_amount, make_plan
@@ -15,11 +16,12 @@ from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
+from hf_prune.shards import shard_limit
 from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
-from hf_prune.streaming import MaxMemory, check_size
+from hf_prune.streaming import check_bound, check_size, has_room
 
 
 def preview(
@@ -37,6 +39,8 @@ def preview(
     device_map: Any = None,
     trust_remote_code: bool = False,
     max_memory: MaxMemory | None = None,
+    max_shard_size: str = "5GB",
+    verify_hash: bool = False,
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Check everything that can be checked, and say what each stage would do.
 
@@ -49,7 +53,9 @@ def preview(
     Raises:
         PruneError: whatever a real run would refuse before work.
     """
-    load_kwargs(dtype, device_map, trust_remote_code)
+    device_map = load_kwargs(dtype, device_map, trust_remote_code)["device_map"]
+    shard_limit(max_shard_size)
+    budget_of(max_memory)
     if heal:
         healing.require(config.healing.quantize)
     run_folder = beside(output)
@@ -61,14 +67,26 @@ def preview(
         base_model=name_given(config, model_id),
         weights=False,
     )
+    check_verifiable(source, model_id, verify_hash)
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)
     check_output(output)
+    measured = recipe.measure is not None and config.layers is None
+    scores = _scores(run_folder, ref) if measured else None
     whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
+    if recipe.cuts == "width":
+        whole.append(("slicing", "take a method that drops layers"))
+    elif measured and scores is None and config.calibration.dataset is None:
+        whole.append(("sampling text from the model", "give a text (--dataset)"))
     plain = getattr(model_config, "quantization_config", None) is None
-    if whole and source.folder is not None and plain:
+    check_bound(max_memory, not plain, ref.id)
+    loaded = not plain or bool(whole)
+    if plain and (whole or measured) and source.folder is not None:
         blank = blank_model(source.folder, ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
-        check_size(parameter_bytes(blank), ref.id, max_memory, device_map, *whole[0])
+        size = parameter_bytes(blank)
+        if whole:
+            check_size(size, ref.id, max_memory, device_map, *whole[0])
+        loaded = loaded or (scores is None and has_room(size, max_memory, device_map))
     if push is not None:
         given = push_kwargs or {}
         checked = {name: given[name] for name in ("revision", "create_pr", "overwrite") if name in given}
@@ -76,7 +94,6 @@ def preview(
         private = default_private(ref, token) if private is None else private
         push = check_push(push, token=token, private=private, **checked)
     limit = calibration.model_limit(model_config.get_text_config(decoder=True))
-    measured = recipe.measure is not None and config.layers is None
     most = config.calibration.samples * min(config.calibration.max_length, limit)
     costs = None
     if recipe.cuts == "width":
@@ -87,8 +104,8 @@ def preview(
     steps: list[tuple[str, str]] = []
     if measured:
         amount = f"{config.calibration.samples} samples, at most {most:,} tokens"
-        steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}"))
-    scores = _scores(run_folder, ref) if measured else None
+        how = "" if loaded or scores is not None else "; block by block, not loaded as a whole"
+        steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}{how}"))
     by_weight = costs is None and config.sparsity is not None and config.amount_of != "layers"
     if costs is not None:
         steps.append(("plan", _widths(config, ref, costs, scores)))
@@ -98,7 +115,7 @@ def preview(
         when = "the blocks are weighed" if by_weight else "they are measured"
         steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))
     text = f", calibrated on at most {most:,} tokens, {_text(config)}" if costs is not None else ""
-    steps.append(("prune", f"{recipe.surgery}{text}{_way(source, plain, bool(whole), measured, costs)}"))
+    steps.append(("prune", f"{recipe.surgery}{text}{_way(source, loaded, measured, verify_hash)}"))
     if heal:
         asked = config.healing.tokens
         steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
@@ -113,12 +130,16 @@ def preview(
     return facts, steps
 
 
-def _way(source: Source, plain: bool, loaded: bool, measured: bool, costs: Costs | None) -> str:
+def _way(source: Source, loaded: bool, measured: bool, verify_hash: bool) -> str:
     """How the cut is made, and proved."""
-    if loaded or measured or costs is not None or not plain:
+    if loaded:
         return "; the result is loaded again and compared"
-    fetched = ", and only what is kept is fetched" if source.ref.revision is not None else ""
-    return f" from file to file: nothing is loaded{fetched}; the result is held against the base"
+    commit = source.ref.revision
+    in_part = commit is not None and not (measured or verify_hash or hub_pull.cached_weights(source.ref.id, commit))
+    way = " from file to file: nothing is loaded as a whole"
+    if in_part:
+        return f"{way}, and only what is kept is fetched; the result is run block by block"
+    return f"{way}; the result is held against the base"
 
 
 def _widths(config: PrunerConfig, ref: ModelRef, costs: Costs, scores: Scores | None) -> str:

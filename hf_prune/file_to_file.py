@@ -8,14 +8,16 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import hub_pull
-from hf_prune.errors import RangeError, StreamError
+from hf_prune.checkpoint import check_checkpoint
+from hf_prune.errors import CheckpointError, RangeError, ReloadError, StreamError
 from hf_prune.hub_headers import hub_weights
-from hf_prune.loading import Fetched
+from hf_prune.loading import Fetched, read_config
 from hf_prune.local_files import local_weights
 from hf_prune.models import Models
 from hf_prune.moving import SourceWeights
 from hf_prune.records import Plan
 from hf_prune.reload import check_streamed
+from hf_prune.run_folder import remove
 from hf_prune.saving import save_companions
 from hf_prune.streaming import check_room, cuts_files, is_small
 from hf_prune.surgery.checkpoint import cut_tensors, write_weights
@@ -101,22 +103,27 @@ def file_to_file(
             for path in sorted(growing.iterdir()):
                 _put(path, folder / path.name)
         save_companions(folder, model=cut, source=origin, keep=plan.kept, tokenizer=tokenizer)
-        level = check_streamed(
-            folder,
-            source=origin if found.local else None,
-            plan=plan,
-            origin=origin,
-            level="full" if found.local and is_small(models) else "streamed",
-            dtype=dtype,
-            trust_remote_code=trusted,
-        )
+        try:
+            level = check_streamed(
+                folder,
+                source=origin if found.local else None,
+                plan=plan,
+                origin=origin,
+                level="full" if found.local and is_small(models) else "streamed",
+                dtype=dtype,
+                trust_remote_code=trusted,
+            )
+        except ReloadError:
+            if growing is not folder:  # the next run would take up, and refuse, the same files
+                remove(growing)
+            raise
         return Written(level, found.fetched)
 
     return write
 
 
 def _find(models: Models, token: str | bool | None) -> Found:
-    """Whole files where they are here already or asked for, else the headers alone."""
+    """Whole files where they are here already or asked for, else the headers alone; broken ones are refused."""
     source = models.source
     assert source.folder is not None
     commit = source.ref.revision
@@ -124,11 +131,22 @@ def _find(models: Models, token: str | bool | None) -> Found:
     if away and not models.whole_files:
         assert commit is not None
         try:
-            return Found(hub_weights(source.ref.id, commit, token), "ranges", False)
+            weights = hub_weights(source.ref.id, commit, token)
         except RangeError as error:
-            logger.warning("%s; whole files are downloaded", error)
+            logger.warning("%s: this is done now", error)
+        else:
+            trusted = models.kwargs["trust_remote_code"]
+            config = read_config(source.folder, source.ref.id, trust_remote_code=trusted)
+            check_checkpoint(source.folder, config.get_text_config(decoder=True), source.ref.id, weights.entries)
+            return Found(weights, "ranges", False)
     models.fetch()
-    return Found(local_weights(source.folder), models.fetched or "whole", True)
+    weights = local_weights(source.folder)
+    if commit is None and weights.identity != source.ref.digest:
+        raise CheckpointError(
+            f"'{source.folder}' is no longer the checkpoint that was looked at first (its config or a weight file is "
+            "another one); leave it alone meanwhile, and run the same command again"
+        )
+    return Found(weights, models.fetched or "whole", True)
 
 
 def _put(path: Path, target: Path) -> None:

@@ -51,7 +51,7 @@ def hub_weights(repo_id: str, commit: str, token: Token = None) -> SourceWeights
         if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise RangeError(
                 f"'{file.name}' of '{repo_id}' has {file.size} bytes; parts of files are served up to "
-                f"{constants.MAX_HTTP_DOWNLOAD_SIZE}: download it whole"
+                f"{constants.MAX_HTTP_DOWNLOAD_SIZE}: download whole files instead (--verify-hash)"
             )
     mover = HubRanges(repo_id, commit, files, token)
     entries = _entries(mover, names)
@@ -98,5 +98,5 @@ def _check_ranges(mover: HubRanges, name: str, header: bytes) -> None:
     if sample and mover.read(name, 8 + start, len(sample)) != sample:
         raise RangeError(
             f"the server of '{name}' of '{mover.repo_id}' sends other bytes for a part than for the whole; "
-            "download the file whole"
+            "download whole files instead (--verify-hash)"
         )

@@ -139,7 +139,7 @@ def pull(
 
     with hub_errors(f"download '{repo_id}'", repo_id, token=token, revision=sha):
         folder = fetch(["config.json"])
-        names = _listing(repo_id, sha, folder)
+        names = _listing(repo_id, sha, folder, weights=weights)
         if weights:
             require_safetensors(repo_id, names)
         companions = [name for name in names if is_companion(name) or _is_extra(name, allow_patterns)]
@@ -152,18 +152,23 @@ def pull(
     return folder
 
 
-def check_weights(repo_id: str, sha: str, folder: Path) -> None:
-    """Refuse a repo without safetensors weights, by the names of its files alone.
+def check_weights(repo_id: str, sha: str, folder: Path, token: Token = None) -> None:
+    """Refuse a repo without safetensors weights, or with a part of them, by the names of its files and its index.
 
     Args:
         repo_id: model on the Hub.
         sha: commit, from `resolve`.
         folder: what `pull` returned.
+        token: access token; None for the saved one.
 
     Raises:
-        CheckpointError: pickles only, or no weights at all.
+        CheckpointError: pickles only, no weights at all, or an index of shards that are not all there.
+        HubError: offline, and it is not known which weights there are.
     """
-    require_safetensors(repo_id, _listing(repo_id, sha, folder))
+    names = _listing(repo_id, sha, folder, weights=True)
+    require_safetensors(repo_id, names)
+    if SINGLE not in names:
+        shards(repo_id, download_file(repo_id, INDEX, revision=sha, token=token), names)
 
 
 def pull_verified(repo_id: str, sha: str, token: Token = None, *, allow_patterns: Sequence[str] = ()) -> Path:
@@ -233,12 +238,21 @@ def is_restricted(repo_id: str, token: Token = None) -> bool:
     return bool(info.private) or bool(info.gated)
 
 
-def _listing(repo_id: str, sha: str, folder: Path) -> list[str]:
-    """The paths in the repo at this commit, as the cache knows them since the first download."""
+def _listing(repo_id: str, sha: str, folder: Path, *, weights: bool) -> list[str]:
+    """The paths in the repo at this commit, as the cache knows them since the first download.
+
+    Raises:
+        HubError: the cache does not know, and holds no weights either where they are asked for.
+    """
     try:
         entries = get_cached_repo_tree(repo_id, revision=sha, cache_dir=constants.HF_HUB_CACHE)
-    except CachedRepoTreeNotFoundError:
+    except CachedRepoTreeNotFoundError as error:
         # Offline, with a cache that was filled file by file: what is there is what there is.
+        if weights and cached_weights(repo_id, sha) is None:
+            raise HubError(
+                f"the weights of '{repo_id}' at {sha[:8]} are not, or not all, in the cache, and the Hub cannot be "
+                "asked: unset HF_HUB_OFFLINE, or download the repo once while online"
+            ) from error
         return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     return sorted(entry.path for entry in entries)
 

@@ -12,7 +12,7 @@ out by the header that it sends at most (see `hub_headers`); only a hash of the 
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -35,7 +35,7 @@ LARGEST_REQUEST = 128 * 2**20
 SMALLEST_REQUEST = 8 * 2**20
 """Bytes after which adjacent spans go into another request: few requests, but work for all threads."""
 
-_WHOLE = "whole files still can be downloaded: pass --verify-hash"
+_WHOLE = "download whole files instead (--verify-hash)"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class HubRanges:
 
         def fetch(run: Sequence[Span]) -> None:
             first, last = run[0], run[-1]
-            with self._body(first.file, first.start, last.start + last.size) as body:
+            with self._body(first.file, first.start, last.start + last.size, stop) as body:
                 for span in run:
                     with (folder / span.target).open("r+b", buffering=0) as target:
                         for at, piece in _pieces(body, span):
@@ -111,8 +111,8 @@ class HubRanges:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _body(self, file: str, start: int, end: int) -> "_Body":
-        return _Body(self, self.files[file], start, end)
+    def _body(self, file: str, start: int, end: int, stop: threading.Event | None = None) -> "_Body":
+        return _Body(self, self.files[file], start, end, stop or threading.Event())
 
 
 def runs(spans: Iterable[Span]) -> list[list[Span]]:
@@ -156,11 +156,11 @@ def _write(target: int, piece: memoryview, at: int) -> None:
 class _Body:
     """Bytes `start` to `end` (excluded) of a file, in the order in which they lie.
 
-    They come with one request; where its connection breaks, another one asks for the rest.
+    They come with one request; where its connection breaks, another one asks for the rest, unless `stop` is set.
     """
 
-    def __init__(self, repo: HubRanges, file: RemoteFile, start: int, end: int) -> None:
-        self._repo, self._file, self._position, self._end = repo, file, start, end
+    def __init__(self, repo: HubRanges, file: RemoteFile, start: int, end: int, stop: threading.Event) -> None:
+        self._repo, self._file, self._position, self._end, self._stop = repo, file, start, end, stop
         self._open = ExitStack()
         self._arriving: Iterator[bytes] | None = None
         self._left = memoryview(b"")
@@ -177,6 +177,7 @@ class _Body:
         Raises:
             RangeError: what comes is not what was asked for.
             HubError: see `HubRanges.read`.
+            CancelledError: `stop` was set, so that nobody waits for these bytes any more.
         """
         if not self._left:
             doing = f"fetch a part of '{self._file.name}' of '{self._repo.repo_id}'"
@@ -188,6 +189,8 @@ class _Body:
     def _receive(self) -> bytes:
         """What arrives next; asks for all that is missing where no connection is open."""
         try:
+            if self._stop.is_set():
+                raise CancelledError
             if self._arriving is None:
                 self._arriving = self._ask()
             piece = next(self._arriving, b"")
@@ -197,6 +200,8 @@ class _Body:
         except BaseException:
             self._arriving = None
             self._open.close()
+            if self._stop.is_set():
+                raise CancelledError from None
             raise
         if not piece or missing < 0 or more:
             self._refuse(

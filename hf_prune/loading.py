@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hf_prune import hub_pull
 from hf_prune.architecture import check_prunable, decoder_of, layer_count
 from hf_prune.architecture.decoder import keep_quantized_bits
-from hf_prune.checkpoint import check_checkpoint, folder_digest
+from hf_prune.checkpoint import check_checkpoint, folder_digest, stored_dtype
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
 from hf_prune.records import ModelRef
 
@@ -86,7 +86,7 @@ def locate(
     else:
         assert resolved.commit is not None
         folder = hub_pull.pull(resolved.id, resolved.commit, token, weights=False, allow_patterns=code)
-        hub_pull.check_weights(resolved.id, resolved.commit, folder)
+        hub_pull.check_weights(resolved.id, resolved.commit, folder, token)
         name, on_hub = resolved.id, True
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     check_prunable(config, name)
@@ -100,6 +100,24 @@ def locate(
     digest = resolved.commit or folder_digest(folder)
     ref = ModelRef(name, resolved.commit, text.model_type, layer_count(text), digest)
     return Source(ref, folder, on_hub), config
+
+
+def check_verifiable(source: Source, given: str | Path, verify_hash: bool) -> None:
+    """Refuse to verify what has no hashes.
+
+    Args:
+        source: what `locate` returned.
+        given: what it was asked for.
+        verify_hash: whether files are to be held against the Hub's hashes.
+
+    Raises:
+        ConfigError: it is a folder.
+    """
+    if verify_hash and source.ref.revision is None:
+        raise ConfigError(
+            f"verify_hash=True (--verify-hash) of the folder '{given}': only files on the Hub have hashes to compare "
+            "with; leave it out"
+        )
 
 
 def fetch_weights(
@@ -232,7 +250,8 @@ def blank_model(
     Args:
         folder: of the config.
         name: what the model is called in errors.
-        dtype: of the weights; "auto" takes the config's, float32 where it names none.
+        dtype: of the weights; "auto" takes the config's, where it names none that of the weights, and float32 where
+            they are not here.
         trust_remote_code: whether code from the repo may run.
 
     Raises:
@@ -240,9 +259,14 @@ def blank_model(
         CheckpointError: the config is missing or broken.
     """
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
-    wanted = (config.dtype or torch.float32) if dtype == "auto" else dtype
+    wanted = (config.dtype or stored_dtype(folder) or torch.float32) if dtype == "auto" else dtype
     with LOADING, torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
+    for pattern, kept in model._get_dtype_plan(wanted).items():  # what loading keeps in a wider dtype
+        for name, parameter in model.named_parameters():
+            if re.search(pattern.replace("*", ".*"), name):
+                parameter.data = parameter.data.to(kept)
+    return model
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:

@@ -23,7 +23,8 @@ def local_weights(folder: Path) -> SourceWeights:
         CheckpointError: a file is missing or broken, or index and shards disagree.
     """
     entries = checkpoint_entries(folder)
-    return SourceWeights(entries, LocalFiles({p.name: p for p in weight_files(folder)}), folder_digest(folder))
+    paths = {path.relative_to(folder).as_posix(): path for path in weight_files(folder)}
+    return SourceWeights(entries, LocalFiles(paths), folder_digest(folder))
 
 
 class LocalFiles:

@@ -136,12 +136,20 @@ def _numbers_a_token(block: nn.Module, experts: int) -> int:
 
 
 def _attention_bytes(config: Any, batch_size: int, length: int) -> int:
-    """Of masks; where attention is eager, of its scores too; of the states of a recurrent block."""
+    """Of masks; where attention has all its scores there at once, of those too; of the states of a recurrent block."""
     square = batch_size * length * length
     heads = getattr(config, "num_attention_heads", 0) or 0
-    eager = getattr(config, "_attn_implementation", "eager") == "eager"
     states = getattr(config, "state_size", 0) * (getattr(config, "intermediate_size", 0) or 0)
-    return 2 * 4 * square + (3 * 4 * square * heads if eager else 0) + 4 * 4 * batch_size * length * states
+    scores = 3 * 4 * square * heads if _has_all_scores(config) else 0
+    return 2 * 4 * square + scores + 4 * 4 * batch_size * length * states
+
+
+def _has_all_scores(config: Any) -> bool:
+    """Whether attention is eager, or asks of sdpa what its kernels without scores can't do."""
+    eager = getattr(config, "_attn_implementation", "eager") == "eager"
+    latent = getattr(config, "v_head_dim", None)  # values narrower than queries and keys
+    narrower = latent is not None and latent != config.qk_nope_head_dim + config.qk_rope_head_dim
+    return eager or narrower or bool(getattr(config, "alibi", False))  # whose mask is one of each head
 
 
 def streamed(
@@ -213,8 +221,10 @@ def _left(limit: int, need: Need, device: int | str, name: str) -> int:
         "the measure": need.observers,
     }
     listed = ", ".join(f"{size / 1e6:.0f} MB for {what}" for what, size in parts.items() if size)
+    given = f"{limit / 1e9:.2f} GB" if limit >= 10**7 else f"{limit:,} bytes"
+    smaller = need.process + need.weights < limit
+    hint = ". A smaller batch size (--batch-size) or length (--max-length) needs less" if smaller else ""
     raise ConfigError(
-        f"the memory budget of {limit / 1e9:.2f} GB for '{device}' is too small to measure '{name}' block by block; "
-        f"expected at least {-(-need.total // 10**7) / 100:.2f} GB ({listed}). A smaller batch size (--batch-size) or "
-        "length (--max-length) needs less"
+        f"the memory budget of {given} for '{device}' is too small to measure '{name}' block by block; expected at "
+        f"least {-(-need.total // 10**7) / 100:.2f} GB ({listed}){hint}"
     )

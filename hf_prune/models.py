@@ -297,7 +297,7 @@ class Models:
         return Source(ref, Path(self._run.path) / "pruned", self.source.on_hub)
 
     def _inputs(self, plan: Plan) -> dict[str, Any]:
-        return {"plan": plan, "dtype": str(self.kwargs["dtype"])}
+        return {"plan": plan, "dtype": str(self.kwargs["dtype"]), "verified": self.whole_files}
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -23,6 +23,8 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from hf_prune.errors import CheckpointError, StreamError
 from hf_prune.loading import LOADING, read_config
 from hf_prune.moving import SourceWeights
+from hf_prune.names import home
+from hf_prune.progress import no_loading_bar
 from hf_prune.tensors import TensorEntry
 
 # Taken together and apart again, a tensor has the same bytes as before.
@@ -70,7 +72,7 @@ def fitted(
     if getattr(config, "quantization_config", None) is not None:
         raise StreamError(f"'{name}' is quantized: its tensors are not those of the model; it is cut in memory")
     tensors = _on_meta(weights.entries)
-    with LOADING, _without_threads():
+    with LOADING, no_loading_bar(), _without_threads():
         with torch.device("meta"):
             stock = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
         model, unexpected = _load(stock, config, tensors, dtype, name)
@@ -154,11 +156,12 @@ def source_name(name: str, names: Mapping[str, Any], model: PreTrainedModel) -> 
     Raises:
         StreamError: there is none.
     """
-    prefix = model.base_model_prefix
-    for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-        if candidate in names:
-            return candidate
-    raise StreamError(f"tensor '{name}' has no counterpart of that name in the checkpoint; the model is cut in memory")
+    found = home(name, names, model.base_model_prefix)
+    if found is None:
+        raise StreamError(
+            f"tensor '{name}' has no counterpart of that name in the checkpoint; the model is cut in memory"
+        )
+    return found
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

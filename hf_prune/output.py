@@ -18,9 +18,8 @@ from hf_prune.hub import PushResult, check_push, is_restricted, push_folder
 from hf_prune.licences import flags
 from hf_prune.pictures import pictures
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Record, Scores
-from hf_prune.reload import Level
 from hf_prune.saving import RECORDS, licence_files, staged
-from hf_prune.writers import Writer
+from hf_prune.writers import Writer, Written
 
 logger = logging.getLogger(__name__)
 
@@ -159,19 +158,19 @@ def write_output(
     repo_id: str | None = None,
     adapter: Path | None = None,
     tokens: tuple[Path, ...] = (),
-) -> Level:
+) -> Written:
     """Write the finished folder.
 
     Args:
         folder: wanted; appears whole or not at all.
         write: puts weights, config and tokenizer there (the pruned model's where an adapter is shipped beside it).
-        finished: all records; the reload level is filled in here.
+        finished: all records; what `write` tells is filled in here.
         repo_id: where the folder will be pushed, for the card.
         adapter: adapter folder to ship beside the weights.
         tokens: token files, so that figures can be recomputed.
 
     Returns:
-        The reload level that was checked.
+        What `write` told.
 
     Raises:
         OutputError: the folder is not empty, or the disk is full.
@@ -189,7 +188,7 @@ def write_output(
         for path in tokens:
             shutil.copyfile(path, stage / RECORDS / path.name)
         write_card(stage, finished, repo_id)
-    return written.level
+    return written
 
 
 def update_evaluation(

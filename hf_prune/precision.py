@@ -10,6 +10,9 @@ import psutil
 import torch
 from torch import nn
 
+_WATCHED = 0.05
+"""Seconds over which products are timed at least: longer than the system gives a busy processor to someone else."""
+
 _ROOM = 1.2
 """Free memory there must be, in sizes of the float32 copy."""
 
@@ -23,17 +26,19 @@ def faster_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
-    return dtype if _product_seconds(dtype) < _product_seconds(torch.float32) else torch.float32
+    times: list[tuple[float, float]] = []
+    until = time.perf_counter() + _WATCHED
+    while len(times) < 3 or time.perf_counter() < until:
+        times.append((_product_seconds(dtype), _product_seconds(torch.float32)))
+    half, full = map(min, zip(*times, strict=True))
+    return dtype if half < full else torch.float32
 
 
-def _product_seconds(dtype: torch.dtype, width: int = 256, runs: int = 3) -> float:
+def _product_seconds(dtype: torch.dtype, width: int = 256) -> float:
     factor = torch.full((width, width), 0.5, dtype=dtype)
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        factor @ factor
-        times.append(time.perf_counter() - started)
-    return min(times)
+    started = time.perf_counter()
+    factor @ factor
+    return time.perf_counter() - started
 
 
 @contextmanager

@@ -108,3 +108,15 @@ class _Download(tqdm):
 def hub_bars() -> type[tqdm] | None:
     """`tqdm_class` for the Hub client: None, which are its own bars, where nobody listens."""
     return None if _listener.get() is None else _Download
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Hide transformers' own bar: where only headers are read, it would say that weights are loaded."""
+    from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
+
+    before = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)

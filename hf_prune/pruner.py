@@ -22,9 +22,10 @@ from hf_prune.plan import check_amount
 from hf_prune.records import Evaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
+from hf_prune.shards import shard_limit
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.stages import Stages
-from hf_prune.streaming import check_room
+from hf_prune.streaming import check_bound
 from hf_prune.writers import Writer, from_memory
 
 
@@ -54,6 +55,8 @@ class Pruner(Stages):
     """
 
     _taken_up: tuple[Path, Finished] | None = None
+    _came: str | None = None
+    """How the weights of what was cut from file to file came here."""
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class Pruner(Stages):
             HubError: no such repo or revision, no access, or offline with nothing cached.
             CheckpointError: pickles only, broken files, or weights that disagree with the config.
             ArchitectureError: the model cannot lose blocks.
-            ConfigError: the recipe does not fit the model, or the memory is none.
+            ConfigError: the recipe does not fit the model, memory cannot be bounded so, or a folder has no hashes.
         """
         config, kwargs = config or PrunerConfig(), load_kwargs(dtype, device_map, trust_remote_code)
         budget_of(max_memory)
@@ -124,7 +127,10 @@ class Pruner(Stages):
             base_model=name_given(config, model_id),
             weights=False,
         )
+        loading.check_verifiable(source, model_id, verify_hash)
         check_recipe(config, model_config.get_text_config(decoder=True), source.ref.num_layers, source.ref.id)
+        quantized = getattr(model_config, "quantization_config", None) is not None
+        check_bound(max_memory, quantized, source.ref.id)
         tokenizer = loading.load_tokenizer(source, trust_remote_code=trust_remote_code)
         run = RunFolder(run_folder)
 
@@ -133,7 +139,6 @@ class Pruner(Stages):
                 source, model_config, token=token, trust_remote_code=trust_remote_code, verify_hash=verify_hash
             )
 
-        quantized = getattr(model_config, "quantization_config", None) is not None
         models = Models(
             source,
             tokenizer,
@@ -242,9 +247,12 @@ class Pruner(Stages):
             The folder.
 
         Raises:
-            OutputError: the folder is not empty, or the disk is full.
+            ConfigError: `max_shard_size` is no size.
+            OutputError: the folder is not empty, another process fills it, or the disk is full.
             ReloadError: what was saved does not load back with stock transformers.
         """
+        shard_limit(max_shard_size)
+        self.check_cut()
         folder, plan = Path(save_directory), self.plan()
         adapter = self._adapter if self._healing is not None and self._healing.output == "adapter" else None
         work = self.run.path / "weights" if self.run.lasting else None
@@ -260,11 +268,15 @@ class Pruner(Stages):
         if write is None:
             write = self._from_memory(adapter, plan, max_shard_size)
         finished = dataclasses.replace(self.finished(), inputs=inputs)
-        write_output(folder, write, finished, repo_id=repo_id, adapter=adapter, tokens=self._token_files())
-        if work is not None:
-            remove(work)
+        with self.run.alone():
+            written = write_output(
+                folder, write, finished, repo_id=repo_id, adapter=adapter, tokens=self._token_files()
+            )
+            if work is not None:
+                remove(work)
         if self.models.stage == "original":
             self.models.take_up(dataclasses.replace(self.models.pruned_source(plan), folder=folder), "pruned")
+            self._came = written.fetched
         self._saved = folder
         if push_to_hub:
             self.push_to_hub(repo_id or folder.name, **push_kwargs)
@@ -272,22 +284,23 @@ class Pruner(Stages):
 
     def _from_memory(self, adapter: Path | None, plan: Plan, max_shard_size: str) -> Writer:
         if self.models.stage == "original":
-            check_room(self.models, "slicing" if plan.slicing is not None else "this cut", "take another method")
             self.prune()
-        origin, keep = self._origin()
+        (origin, keep), came = self._origin(), self._fetched()
         return from_memory(
             self.model if adapter is None else self.models.pruned(plan),
             self.tokenizer,
             origin=origin,
             keep=keep,
-            unchanged=(self._healing is None or adapter is not None) and plan.slicing is None,
+            # Of a base that came in parts there are no files to hold them against.
+            unchanged=(self._healing is None or adapter is not None) and plan.slicing is None and came != "ranges",
             max_shard_size=max_shard_size,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
-            fetched=self._fetched(),
+            fetched=came,
         )
 
     def _fetched(self) -> str:
-        return self.models.fetched or "whole" if self._taken_up is None else self._taken_up[1].fetched
+        came = self._came if self._taken_up is None else self._taken_up[1].fetched
+        return came or self.models.fetched or "whole"
 
     def _origin(self) -> tuple[Path | None, Sequence[int]]:
         """The folder that config, tokenizer and licence come from, and which of its blocks are kept."""

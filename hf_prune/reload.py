@@ -4,7 +4,6 @@ Run as a program (`python -m hf_prune.reload FOLDER PROBE`) it is that other pro
 """
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -18,21 +17,18 @@ import psutil
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import serial
 from hf_prune.architecture import is_sliced, per_layer_settings
-from hf_prune.architecture.decoder import decoder_of, first_device, keep_quantized_bits, parameter_bytes
+from hf_prune.architecture.decoder import decoder_of, first_device, parameter_bytes
 from hf_prune.checkpoint import weight_files
-from hf_prune.errors import ReloadError
+from hf_prune.errors import OutputError, ReloadError
+from hf_prune.names import home, original_name
+from hf_prune.probe import probe
 from hf_prune.records import Plan
-from hf_prune.runner import evaluating
-
-logger = logging.getLogger(__name__)
 
 Level = Literal["full", "streamed"]
-
-_LENGTH, _NEW = 16, 8
 
 _SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|KEY)(?:_PATH)?$", re.IGNORECASE)
 
@@ -41,29 +37,6 @@ import runpy, hf_prune.registration
 hf_prune.registration.remove()
 runpy.run_module("hf_prune.reload", run_name="__main__", alter_sys=True)
 """
-
-
-def probe(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a model answers to fixed ids: `ids` (2, 16), their `logits`, and `greedy` (2, 24) from cached decoding."""
-    keep_quantized_bits(model)
-    ids = probe_ids(model.config.get_text_config(decoder=True).vocab_size).to(first_device(model))
-    # Neither stops early nor takes sampling settings from the model: always the same number of tokens.
-    settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, pad_token_id=0, use_cache=True)
-    own, model.generation_config = model.generation_config, settings
-    try:
-        with evaluating(model), torch.inference_mode():
-            mask = torch.ones_like(ids)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            generate: Any = model.generate
-            greedy = generate(ids, attention_mask=mask, generation_config=settings)
-    finally:
-        model.generation_config = own
-    return {"ids": ids.cpu(), "logits": logits.cpu().contiguous(), "greedy": greedy.cpu().contiguous()}
-
-
-def probe_ids(vocabulary: int) -> torch.Tensor:
-    """(2, 16) int64 token ids, always the same ones of a vocabulary of that size."""
-    return (torch.arange(2 * _LENGTH).reshape(2, _LENGTH) * 7919 + 13) % vocabulary
 
 
 def reload_level(model: PreTrainedModel) -> Level:
@@ -106,6 +79,7 @@ def check_reload(
 
     Raises:
         ReloadError: what was saved does not load back as what is in memory.
+        OutputError: the check was killed, most likely as memory ran out.
     """
     level = level or reload_level(model)
     shipped = is_sliced(model.config.model_type)
@@ -147,8 +121,9 @@ def check_streamed(
     Level "streamed" checks names, shapes and dtypes against the stock class on the meta device, the settings of each
     layer against the base's, every tensor byte for byte against the base and the plan, and sends a probe through the
     blocks, one in memory at a time: what leaves the last one is finite, and equal to the bit to what leaves the base's
-    where the removed blocks are passed by. Level "full" cuts the base in memory, loads the folder with plain
-    `AutoModelForCausalLM`, each in a child process, and compares logits and cached greedy tokens.
+    where the removed blocks are passed by. Level "full" compares every tensor likewise, cuts the base in memory and
+    loads the folder with plain `AutoModelForCausalLM`, each in a child process, and compares logits and cached greedy
+    tokens.
 
     Args:
         folder: where it was saved.
@@ -164,6 +139,7 @@ def check_streamed(
 
     Raises:
         ReloadError: what was saved does not load back as the cut base.
+        OutputError: the check was killed, most likely as memory ran out.
     """
     origin = origin or source
     settings = {
@@ -183,7 +159,7 @@ def check_streamed(
         raise ReloadError(f"'{folder}' cannot be checked at level 'full': the base's weights are not on this machine")
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "probe.safetensors"
-        _ask([*command, json.dumps(settings | {"probe": str(wanted)})], _environment(), source)
+        _ask([*command, json.dumps(settings | {"probe": str(wanted)})], _environment(), folder)
         loading = settings | {"device": "cpu", "attn_implementation": None}
         _ask(
             [sys.executable, "-m", "hf_prune.reload", str(folder), str(wanted), json.dumps(loading)],
@@ -196,6 +172,11 @@ def check_streamed(
 def _ask(command: list[str], environment: dict[str, str], folder: Path) -> None:
     """Run a child that lists what is wrong with a folder, and raise it."""
     child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if child.returncode < 0:
+        raise OutputError(
+            f"'{folder}' could not be checked: the process that loads it back was killed (signal "
+            f"{-child.returncode}). The output was not kept. Free some memory, and run the same command again"
+        )
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["no message"]
         raise ReloadError(
@@ -325,30 +306,9 @@ def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def home(name: str, homes: dict[str, Path], prefix: str) -> str | None:
-    """The name that the base gives a tensor: some were saved without the prefix of their base model, or with it."""
-    names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
-    return next((candidate for candidate in names if candidate in homes), None)
-
-
 def _names(path: Path) -> list[str]:
     with safe_open(path, "pt") as file:
         return list(file.keys())
-
-
-def original_name(name: str, leaf: str, keep: Sequence[int]) -> str:
-    """The name that a tensor of a cut model had before: blocks get their old number.
-
-    Args:
-        name: in the cut model.
-        leaf: last part of the path of the blocks, such as "layers".
-        keep: base indices of the kept blocks.
-    """
-    parts = name.split(".")
-    if leaf in parts:
-        at = parts.index(leaf) + 1
-        parts[at] = str(keep[int(parts[at])])
-    return ".".join(parts)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from hf_prune.block_weights import StreamedWeights
 from hf_prune.loading import Source, load_model
 from hf_prune.local_files import local_weights
 from hf_prune.outline import fitted
+from hf_prune.probe import probe, probe_ids
 from hf_prune.records import ModelRef, Plan
-from hf_prune.reload import probe, probe_ids
 from hf_prune.runner import Walker
 from hf_prune.samples import Batch
 from hf_prune.skeleton import skeleton
@@ -150,7 +150,7 @@ def _main(settings: dict[str, Any]) -> list[str]:
     if "probe" in settings:
         assert source is not None
         _expect(Path(settings["probe"]), source, plan, dtype, trusted)
-        return []
+        return list(_tensor_problems(folder, source, plan, dtype, trusted))
     return list(problems(folder, source, origin, plan, dtype, trusted))
 
 

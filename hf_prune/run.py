@@ -16,6 +16,7 @@ from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
 from hf_prune.run_folder import beside, digest, remove, room_for
 from hf_prune.saving import RECORDS, check_output
+from hf_prune.shards import shard_limit
 from hf_prune.streaming import check_room, cuts_files
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def run(
     """
     folder = Path(output)
     run_folder = beside(folder)
+    shard_limit(max_shard_size)
     if heal:
         healing.require(config.healing.quantize)
     if not _finished(folder):
@@ -93,8 +95,8 @@ def run(
     if evaluate:
         check_room(pruner.models, "evaluating", "evaluate nothing (--no-evaluate)")
     if heal:
-        check_room(pruner.models, "healing", "prune alone")
         pruner.check_healing()
+    pruner.check_cut()
     if push is not None and push_kwargs.get("private") is None:
         push_kwargs["private"] = default_private(pruner.source.ref, token)
         if push_kwargs["private"]:
@@ -109,6 +111,7 @@ def run(
             "heal": heal,
             "evaluate": evaluate,
             "max_shard_size": max_shard_size,
+            "verify_hash": load_kwargs.get("verify_hash", False),
         }
     )
     repeated = _finished(folder) and Finished.load(folder).inputs == inputs

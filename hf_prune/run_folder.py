@@ -19,6 +19,11 @@ from hf_prune.records import TextUse
 from hf_prune.samples import Samples
 from hf_prune.saving import no_room
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _OURS = ".hf-prune-run"
 """Empty file in every run folder: without it a folder is somebody else's, and is left alone."""
 
@@ -51,6 +56,24 @@ class RunFolder:
         self._path.mkdir(parents=True, exist_ok=True)
         (self._path / _OURS).touch()
         return self._path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from filling the same output: each would take the other's files for its own.
+
+        Raises:
+            OutputError: another one does so now.
+        """
+        with (self.path / _OURS).open("r+b") as mark:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise OutputError(
+                        f"'{self._path}' is in use: another process writes the same output. Wait until it is done, or "
+                        "choose another output"
+                    ) from error
+            yield
 
     def has(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Whether the stage was finished with these very inputs."""

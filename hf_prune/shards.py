@@ -1,6 +1,7 @@
 """Safetensors files before their bytes are there: which tensor goes into which file, and where in it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from hf_prune.tensors import DTYPES, TensorEntry
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[KMGT]B)?)\s*", re.IGNORECASE)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class Shard:
     size: int
 
 
+def shard_limit(max_shard_size: str | int) -> int:
+    """Bytes of "5GB" (10^9 each) or "700 KB", or of a plain number, as `save_pretrained` takes them.
+
+    Raises:
+        ConfigError: it is no size, or none above zero.
+    """
+    found = _SIZE.fullmatch(str(max_shard_size))
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found is not None else 0
+    if size < 1:
+        raise ConfigError(f"max_shard_size={max_shard_size!r}; expected a size such as 5GB, 500MB or 700KB")
+    return size
+
+
 def lay_out(
     tensors: Mapping[str, torch.Tensor], max_shard_size: str, place: Callable[[str], Any] = lambda name: name
 ) -> list[Shard]:
@@ -46,15 +62,12 @@ def lay_out(
     Raises:
         ConfigError: `max_shard_size` is no size.
     """
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(tensors),
-            get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"max_shard_size={max_shard_size!r}; expected a size such as 5GB ({error})") from error
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_limit(max_shard_size),
+    )
     return [_shard(file, tensors, names, place) for file, names in split.filename_to_tensors.items()]
 
 

@@ -28,6 +28,7 @@ from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.checkpoint import checkpoint_entries
 from hf_prune.errors import CheckpointError
 from hf_prune.loading import LOADING, Source, read_config
+from hf_prune.progress import no_loading_bar
 from hf_prune.tensors import TensorEntry
 
 
@@ -62,7 +63,7 @@ def skeleton(
     wanted = _dtype(dtype, config, entries)
     with LOADING, torch.device("meta"), meta_device_safe_creation_ops(), no_tie_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code)
-    with LOADING:
+    with LOADING, no_loading_bar():
         _hold_against(model, entries, wanted, name)
         _real_buffers(model, torch.device(device))
     model.config._name_or_path = str(source.folder)

@@ -97,8 +97,6 @@ class Stages:
         if self._scores is None:
             # Local copies may differ in their files' times, and so in their digests.
             group.agree("model", dataclasses.replace(self.source.ref, digest=""))
-            if self.texts.samples_itself("calibration"):
-                check_room(self.models, "sampling text from the model", "give a text (--dataset)")
             samples = group.share(self.texts.calibration)
             inputs = {
                 "model": self.source.ref,
@@ -154,6 +152,8 @@ class Stages:
         check_tokens(settings.samples * min(settings.max_length, self._limit), width, self.source.ref.id)
         costs = costs_of_config(self._text_config, self.source.ref.id)
         check_reachable(self.config, self.source.ref, costs)
+        if self.config.searches:
+            self.check_cut()
         scores = self.measure() if self.config.recipe().measure is not None else None
         judge = selection = None
         if self.config.searches:
@@ -185,10 +185,12 @@ class Stages:
         if (plan.model.num_layers, plan.model.model_type, plan.model.digest) != (
             self.source.ref.num_layers, self.source.ref.model_type, self.source.ref.digest,
         ):  # fmt: skip
+            commit = plan.model.revision
             raise ConfigError(
                 f"the plan was made for '{plan.model.id}' ({plan.model.num_layers} {plan.model.model_type} blocks, "
                 f"digest {plan.model.digest[:12]}); '{self.source.ref.id}' has {self.source.ref.num_layers} "
                 f"{self.source.ref.model_type} blocks and digest {self.source.ref.digest[:12]}. Plan again"
+                + ("" if commit is None else f", or name the plan's commit (--revision {commit})")
             )
         self._plan = plan
         # The recipe tells what is done; options of another method's parts mean nothing here.
@@ -211,22 +213,41 @@ class Stages:
         """Texts and figures of this recipe; what lies in the run folder is taken up again."""
         source, tokenizer, limit = self.source.ref, self.tokenizer, self._limit
         self.texts = Texts(
-            self.config, tokenizer, limit, source.digest, self.run, self.models.original, self._token, self._progress
+            self.config, tokenizer, limit, source.digest, self.run, self._to_sample, self._token, self._progress
         )
         self.judge = Judge(self.config.evaluation, self.models, self.texts, tokenizer, self.run, limit, self._progress)
 
+    def _to_sample(self) -> PreTrainedModel:
+        """The original, to sample text from."""
+        check_room(self.models, "sampling text from the model", "give a text (--dataset)")
+        return self.models.original()
+
+    def check_cut(self) -> None:
+        """Refuse, before any work, a cut that needs the whole model where it must not be in memory as one.
+
+        Raises:
+            ConfigError: it is such a cut.
+        """
+        if self.config.recipe().cuts == "width":
+            check_room(self.models, "slicing", "take a method that drops layers")
+
     def prune(self) -> PreTrainedModel:
-        """Cut the model, planning first where that was not done.
+        """Cut the model in memory, planning first where that was not done.
 
         A model that was handed over in memory is cut in place. Its removed blocks stay in memory with this object, so
         that the original can still be measured, and text sampled from it.
 
         Returns:
             The pruned model.
+
+        Raises:
+            ConfigError: it is pruned already, or must not be in memory as a whole.
         """
         if self.models.stage != "original":
             raise ConfigError(f"the model is {self.models.stage} already; make a new Pruner to prune it further")
+        self.check_cut()
         plan = self.plan()
+        check_room(self.models, "pruning in memory", "save it right away (save_pretrained), which copies what is kept")
         if plan.slicing is not None and plan.slicing.calibration != self.texts.calibration().use:
             # A plan that was made elsewhere: the record tells the text that is used here.
             slicing = dataclasses.replace(plan.slicing, calibration=self.texts.calibration().use)
@@ -251,7 +272,9 @@ class Stages:
         Raises:
             MissingExtraError: peft, accelerate or (where it was asked for) bitsandbytes is not installed.
             CheckpointError: the weights are quantized already.
+            ConfigError: the model must not be in memory as a whole.
         """
+        check_room(self.models, "healing", "prune alone")
         healing.require(self.config.healing.quantize)
         if self._quantized:
             raise CheckpointError(
@@ -358,7 +381,7 @@ class Stages:
         All but speed, which only `evaluate` measures.
 
         Raises:
-            ConfigError: there is no such model yet, or not any more.
+            ConfigError: there is no such model yet, or not any more; or it must not be in memory as a whole.
         """
         there = self._labels()
         if label not in there:
@@ -366,6 +389,7 @@ class Stages:
                 f"evaluate_as('{label}'): the model is {self.models.stage}; expected one of {', '.join(there)}. Prune "
                 "or heal first; what a healed folder was before is not in it"
             )
+        check_room(self.models, "evaluating", "evaluate nothing (--no-evaluate)")
         plan = None if label == "original" else self.plan()
         return self.judge.measure(label, plan, self._healing if label == "healed" else None)
 

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.block_weights import BlockWeights
+from hf_prune.distributed import local_processes
 from hf_prune.errors import ConfigError
-from hf_prune.memory_budget import MaxMemory, streamed
+from hf_prune.memory import free_memory
+from hf_prune.memory_budget import MaxMemory, budget_of, streamed
 from hf_prune.models import SPREAD, Models
 from hf_prune.records import Plan
 
@@ -21,11 +22,35 @@ _ROOM = 1.2
 """Free memory that loading a model takes, in sizes of its weights."""
 
 
+def check_bound(max_memory: MaxMemory | None, quantized: bool, name: str) -> None:
+    """Refuse, before any work, a bound that cannot be kept.
+
+    Args:
+        max_memory: what may be used of each device.
+        quantized: whether the weights are quantized.
+        name: what the model is called in errors.
+
+    Raises:
+        ConfigError: it is no bound, or the weights are quantized.
+    """
+    if budget_of(max_memory) and quantized:
+        raise ConfigError(
+            f"'{name}' holds quantized weights, which mean something only together: it is loaded as a whole, and its "
+            f"memory cannot be bounded (--memory-budget, max_memory={dict(max_memory or {})}). Leave the bound out, "
+            "or take the unquantized model that it was made from"
+        )
+
+
 def must_stream(models: Models) -> bool:
     """Whether the original may not, or cannot, be in memory as a whole: memory was bounded, or has no room for it."""
     if not models.untouched or models.quantized:
         return False
     return models.max_memory is not None or not _fits(models.sizes().total_bytes, models.kwargs["device_map"])
+
+
+def has_room(size: int, max_memory: MaxMemory | None, device_map: Any) -> bool:
+    """Whether a model of `size` bytes may be, and can be, in memory as a whole."""
+    return max_memory is None and _fits(size, device_map)
 
 
 def check_room(models: Models, doing: str, instead: str) -> None:
@@ -85,7 +110,7 @@ def walkable(
         trust_remote_code=models.kwargs["trust_remote_code"],
         device=_device(models.kwargs["device_map"]),
         max_memory=models.max_memory,
-        batch_size=batch_size,
+        batch_size=min(batch_size, len(sequences)),
         max_length=max(map(len, sequences)),
         samples=len(sequences),
     )
@@ -113,8 +138,11 @@ def _fits(size: int, device_map: Any) -> bool:
 
 
 def _free(device_map: Any) -> int:
-    """Bytes that loading can count on: of main memory, and of all GPUs where they may be used."""
-    free = int(psutil.virtual_memory().available)
-    if torch.cuda.is_available() and device_map not in (None, "cpu", "mps"):
-        free += sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
-    return free
+    """Bytes that loading can count on: of the GPU that was named, else of main memory and of GPUs to spread over."""
+    free = free_memory() // local_processes()  # which load at once
+    if device_map is None or not torch.cuda.is_available():
+        return free
+    if isinstance(device_map, str | torch.device | int) and device_map not in SPREAD:
+        device = torch.device(device_map)
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+    return free + sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))

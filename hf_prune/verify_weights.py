@@ -15,9 +15,10 @@ from hf_prune.architecture import decoder_of, rewrite_config
 from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
+from hf_prune.names import home, original_name
 from hf_prune.output import Finished
 from hf_prune.records import Plan
-from hf_prune.reload import home, load_meta, original_name
+from hf_prune.reload import load_meta
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_healing import check_healing
 

@@ -145,6 +145,12 @@ def test_missing_shard(sharded: Path) -> None:
         check(sharded)
 
 
+def test_index_without_metadata(sharded: Path) -> None:
+    edit_json(sharded / INDEX, metadata=None)
+    with pytest.raises(CheckpointError, match=rf"{INDEX} lacks 'metadata', without which transformers .* or add"):
+        check(sharded)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {}}', b'{"weight_map": {"a": 3}}', b"\xff\xfe\0"],

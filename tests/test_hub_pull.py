@@ -203,6 +203,31 @@ def test_cached_weights_are_all_or_nothing(hub, new_repo_id):
     assert hub_pull.cached_weights(many, two) is None
 
 
+def test_repo_whose_shards_are_not_all_there_is_refused_by_its_index_alone(hub, new_repo_id):
+    repo = new_repo_id()
+    shards = sorted(name for name in SHARDED if name.endswith(".safetensors"))
+    sha = hub.add_repo(repo, COMMON | {name: content for name, content in SHARDED.items() if name != shards[1]})
+    folder = stage.pull(repo, sha, weights=False)
+    with pytest.raises(CheckpointError, match=f"not there: {shards[1]}"):
+        hub_pull.check_weights(repo, sha, folder)
+    assert not hub.sent(r"\.safetensors$")
+
+
+def test_part_of_a_cache_is_not_taken_for_the_repo(hub, new_repo_id, monkeypatch):
+    repo = new_repo_id()
+    sha, shard = hub.add_repo(repo, COMMON | SHARDED), "model-00001-of-00002.safetensors"
+    for files in (list(COMMON), ["model.safetensors.index.json", shard]):
+        for name in files:  # as other programs do, which don't keep the list of files
+            folder = hub_pull.download_file(repo, name, revision=sha).parent
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", True)
+            assert stage.pull(repo, sha, weights=False) == folder
+            with pytest.raises(HubError, match=r"the weights of .* not all, in the cache.*unset HF_HUB_OFFLINE"):
+                stage.pull(repo, sha)
+            with pytest.raises(HubError, match=r"the weights of .* not all, in the cache.*unset HF_HUB_OFFLINE"):
+                hub_pull.check_weights(repo, sha, folder)
+
+
 def test_offline_uses_the_cache_or_says_so(hub, new_repo_id):
     repo = new_repo_id()
     sha = hub.add_repo(repo, COMMON | {"model.safetensors": b"w"})

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -22,9 +23,11 @@ from hf_prune.errors import CheckpointError, HubError, RangeError
 from hf_prune.hub_headers import FIRST, hub_weights
 from hf_prune.hub_ranges import LARGEST_REQUEST, SMALLEST_REQUEST, WORKERS, runs
 from hf_prune.moving import LARGEST_SPAN, SourceWeights, Span
+from hf_prune.output import Finished
 from hf_prune.records import Operation, Plan
 from hf_prune.surgery.checkpoint import write_weights
 
+from .cli.support import done
 from .hub.fixtures import ALICE, BOB
 from .hub.folders import write
 from .making import base_folder, reference
@@ -58,7 +61,7 @@ def sharded(*shards: dict[str, bytes]) -> dict[str, bytes]:
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     files = {name: safetensors(shard) for name, shard in zip(names, shards, strict=True)}
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    return files | {INDEX: json.dumps({"weight_map": weight_map}).encode()}
+    return files | {INDEX: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()}
 
 
 def wanted(weights: SourceWeights, names: list[str]) -> tuple[list[Span], int]:
@@ -179,11 +182,54 @@ def test_file_too_large_for_parts_says_so(hub, new_repo_id, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 1000)
     repo = new_repo_id()
     sha = hub.add_repo(repo, {"model.safetensors": safetensors(layers(0, size=1000))})
-    with pytest.raises(RangeError, match="download it whole"):
+    with pytest.raises(RangeError, match="download whole files instead"):
         hub_weights(repo, sha)
 
 
 # --- from the Hub to a cut checkpoint
+
+
+_KILLED = """
+import os, signal
+from hf_prune import hub_ranges
+from hf_prune.cli import main
+from hf_prune.journal import Journal
+
+hub_ranges.SMALLEST_REQUEST = 1000
+enter = Journal._enter
+
+def die(self, spans):
+    enter(self, spans)
+    if len(self._finished) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal._enter = die
+main()
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_fetching_and_on_it_goes(hub, hub_token, new_repo_id, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    repo, (_, folder) = new_repo_id(), base_folder(tmp_path / "base")
+    hub.add_repo(repo, folder)
+    words = ("prune", repo, "--method", "simple", "--drop-layers", "3", "--max-shard-size", "60KB", "--output", "out")
+    command = [sys.executable, "-c", _KILLED, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("out").exists()
+    _, *lines = Path("out.run/moved.json").read_text().splitlines()
+    had = sum(size for line in lines for _, _, size in json.loads(line))
+    hub.reset()
+    done(*words)
+    shards, kept = weight_files(Path("out")), checkpoint_entries(Path("out"))
+    asked = sum(entry.size for entry in kept.values()) - had
+    assert had and asked <= hub.sent(r"\.safetensors$") <= asked + FIRST + 64 and len(shards) > 1
+    assert Finished.load(Path("out")).fetched == "ranges"
+    assert {path.name for path in Path().iterdir()} == {"base", "out"}
+    done("prune", folder, *words[2:-1], "whole")
+    assert all(path.read_bytes() == (Path("whole") / path.name).read_bytes() for path in shards)
 
 
 def test_cut_by_ranges_equals_the_cut_in_memory(hub, new_repo_id, tmp_path):
@@ -327,6 +373,21 @@ def test_errors_of_the_disk_and_of_the_caller_are_not_the_hubs(hub, new_repo_id,
         fetch(weights, list(tensors), tmp_path, stop)
 
 
+def test_who_stops_does_not_wait_for_a_hub_that_fails(hub, new_repo_id, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_client, "WAITS", (0.3, 0.3, 0.3))
+    repo, shards = new_repo_id(), (layers(0), layers(1))
+    weights = hub_weights(repo, hub.add_repo(repo, sharded(*shards)))
+    hub.reset()
+    hub.fail("GET", "00002-of", 503, times=99)
+
+    def stop(span: Span) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(weights, [*shards[0], *shards[1]], tmp_path, stop)
+    assert len(hub.asked("GET", "00002-of")) < 3, "it is not asked as often as one who waits would ask"
+
+
 def test_empty_tensors_and_no_spans_need_no_request(hub, new_repo_id, tmp_path):
     repo, told = new_repo_id(), []
     sha = hub.add_repo(repo, {"model.safetensors": safetensors(layers(0, size=100))})
@@ -347,7 +408,7 @@ def test_server_without_ranges_is_found_out_before_anything_large(hub, new_repo_
     sha = hub.add_repo(repo, {"model.safetensors": safetensors(layers(*range(20)))})
     hub.reset()
     hub.ignore_range(r"\.safetensors$", times=99)
-    with pytest.raises(RangeError, match=r"answered 200, not the part.*whole files still can"):
+    with pytest.raises(RangeError, match=r"answered 200, not the part.*download whole files instead"):
         hub_weights(repo, sha)
     assert hub.sent(r"\.safetensors$") < 20 * LAYER
 

@@ -71,13 +71,20 @@ def source(tmp_path: Path) -> Source:
 def test_refused_with_the_smallest_that_will_do(source: Source) -> None:
     with pytest.raises(ConfigError, match=r"of 0.01 GB for 'cpu' is too small to measure 'org/model'") as refused:
         streamed(source, max_memory={"cpu": "10MB"}, **WORK)
-    found = re.search(r"expected at least ([\d.]+) GB \((\d+) MB for the process,", str(refused.value))
+    found = re.search(r"expected at least ([\d.]+) GB \((\d+) MB for the process", str(refused.value))
     assert found is not None
     smallest = round(float(found[1]) * 10**9)
     _, weights = streamed(
         source, max_memory={"cpu": smallest + 10**8}, **WORK
     )  # this process may have grown meanwhile
     assert weights.states_budget is not None and 0 <= weights.states_budget < 2 * 10**8
+
+
+def test_a_refusal_promises_nothing_that_does_not_help(source: Source) -> None:
+    with pytest.raises(ConfigError, match=r"of 4 bytes for 'cpu'.*for the process, .*for the measure\)$"):
+        streamed(source, max_memory={"cpu": "4"}, **WORK)
+    with pytest.raises(ConfigError, match="one batch.*smaller batch size"):
+        streamed(source, max_memory={"cpu": "8GB"}, **WORK | {"batch_size": 10**6})
 
 
 def test_what_is_not_bounded_is_left_to_the_store(source: Source) -> None:
@@ -117,6 +124,21 @@ def test_more_work_needs_more(source: Source) -> None:
     assert needed(decoder, weights, **WORK, process=10**9).total == base + 10**9
 
 
+@pytest.mark.parametrize(
+    ("model_type", "scores"), [("llama", False), ("bloom", True), ("deepseek_v3", True), ("gemma3_text", False)]
+)
+def test_attention_that_has_all_its_scores_at_once_needs_room_for_them(
+    model_type: str, scores: bool, tmp_path: Path
+) -> None:
+    model = tiny_model(model_type).bfloat16()
+    model.save_pretrained(tmp_path)
+    decoder, weights = streamed(Source(reference(DEPTH), tmp_path, False), **WORK)
+    length = 1 << 16
+    found = needed(decoder, weights, **{**WORK, "max_length": length}, process=0).workspace
+    expected = 2 * 3 * 4 * model.config.num_attention_heads * length**2
+    assert (found >= expected) == scores
+
+
 _CHILD = """
 import json, re, sys
 from pathlib import Path
@@ -141,6 +163,7 @@ try:
 except ConfigError as error:
     gigabytes = float(re.search(r"expected at least ([\\d.]+) GB", str(error))[1])
 budget = round(gigabytes * 10**9) + 10**7  # a few more pages came in with the refusal
+before = 1024 * int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0])
 decoder, weights = streamed(source, max_memory={"cpu": budget}, **work)
 weights.states_budget //= 4  # most of them go to the disk
 text = TextUse("org/books", "en", "train", "c0ffee", 4, 100, 32, 0, "5" * 64)
@@ -149,7 +172,8 @@ ids = [torch.randint(0, 512, (given["max_length"],), generator=generator) for _ 
 measure_model(decoder, Samples(tuple(ids), text), model=ref, name=given["measure"],
               batch_size=given["batch_size"], weights=weights, scratch=scratch)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(json.dumps({"peak": 1024 * int(status["VmHWM"].split()[0]), "states": weights.states_budget, "budget": budget}))
+peak = 1024 * int(status["VmHWM"].split()[0])
+print(json.dumps({"peak": peak, "grown": peak - before, "states": weights.states_budget, "budget": budget}))
 """
 
 
@@ -174,11 +198,13 @@ def wide_model(folder: Path, width: int, layers: int) -> int:
     return sum(2 * p.numel() for p in model.parameters())
 
 
-def obeyed(folder: Path, scratch: Path, **given: Any) -> None:
-    """Measure in a process of its own, with the smallest budget that is not refused."""
+def obeyed(size: int, folder: Path, scratch: Path, **given: Any) -> None:
+    """Measure weights of `size` bytes in a process of its own, with the smallest budget that is not refused."""
     answer = measured(folder, scratch, **given)
     assert answer["states"] < 40_000_000
     assert answer["peak"] <= answer["budget"]
+    computed = 2 * size if given["compute"] == "float32" else size
+    assert answer["grown"] < computed, "the budget has room for code that is read in: all weights could hide there"
     assert not list(scratch.iterdir())
 
 
@@ -187,8 +213,8 @@ def test_a_small_budget_is_obeyed(tmp_path: Path) -> None:
     size = wide_model(tmp_path / "base", 512, 10)
     (tmp_path / "scratch").mkdir()
     assert size > 80_000_000
-    obeyed(tmp_path / "base", tmp_path / "scratch", compute="float32", layers=10, batch_size=1, max_length=64,
-           samples=16, measure="redundancy")  # fmt: skip
+    obeyed(size, tmp_path / "base", tmp_path / "scratch", compute="float32", layers=10, batch_size=1, max_length=64,
+           samples=4, measure="redundancy")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -201,7 +227,7 @@ def test_a_budget_is_obeyed(compute: str, measure: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "compute": compute, "layers": 9, "batch_size": 4, "max_length": 128, "samples": 24, "measure": measure,
     }  # fmt: skip
-    obeyed(tmp_path / "base", tmp_path / "scratch", **given)
+    obeyed(size, tmp_path / "base", tmp_path / "scratch", **given)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")

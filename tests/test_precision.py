@@ -75,3 +75,19 @@ def test_the_faster_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faster_dtype(cpu, torch.bfloat16) == torch.bfloat16
     assert faster_dtype(cpu, torch.float16) == torch.float32
     faster_dtype.cache_clear()
+
+
+def test_a_busy_processor_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first few products take long where others have the processor: those of half precision, by chance."""
+    now = [0.0]
+
+    def seconds(dtype: torch.dtype) -> float:
+        took = 0.0002 if dtype == torch.float32 else 0.0001 if now[0] > 0.01 else 0.003
+        now[0] += took
+        return took
+
+    monkeypatch.setattr(precision, "_product_seconds", seconds)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+    faster_dtype.cache_clear()
+    assert faster_dtype(torch.device("cpu"), torch.bfloat16) == torch.bfloat16
+    faster_dtype.cache_clear()

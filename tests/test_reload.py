@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune import prune_layers, reload
 from hf_prune.checkpoint import SINGLE
 from hf_prune.errors import ReloadError
-from hf_prune.reload import check_reload, probe, reload_level
+from hf_prune.probe import probe
+from hf_prune.reload import check_reload, reload_level
 from hf_prune.saving import save_model
 
 from .evaluation.text import byte_tokenizer

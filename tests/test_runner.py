@@ -19,7 +19,7 @@ from hf_prune.block_calls import KeptCalls
 from hf_prune.block_weights import BlockWeights, StreamedWeights
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
 from hf_prune.loading import Source
-from hf_prune.reload import probe
+from hf_prune.probe import probe
 from hf_prune.runner import Place, Walker, evaluating
 from hf_prune.samples import Batch, batches
 from hf_prune.skeleton import skeleton

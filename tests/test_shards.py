@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from hf_prune.checkpoint import checkpoint_entries
 from hf_prune.errors import ConfigError
-from hf_prune.shards import Shard, index_file, index_text, lay_out
+from hf_prune.shards import Shard, index_file, index_text, lay_out, shard_limit
 
 from . import making  # noqa: F401 (the profile of hypothesis)
 
@@ -88,7 +88,14 @@ def test_index(tmp_path: Path) -> None:
     assert index_file(shards[:1]) is None
 
 
-@pytest.mark.parametrize("size", ["5 elephants", "GB", ""])
+@pytest.mark.parametrize(
+    ("size", "bytes_"), [("5GB", 5 * 10**9), ("1.5 mb", 1500000), ("0.5KB", 500), ("7", 7), (7, 7)]
+)
+def test_sizes(size: str | int, bytes_: int) -> None:
+    assert shard_limit(size) == bytes_
+
+
+@pytest.mark.parametrize("size", ["5 elephants", "GB", "", "0", "0GB", "-1GB", "infGB", "nanGB", "5GiB", "1e3KB"])
 def test_no_size(size: str) -> None:
     with pytest.raises(ConfigError, match="max_shard_size='.*expected a size such as 5GB"):
         lay_out({"a": torch.empty(1, device="meta")}, size)

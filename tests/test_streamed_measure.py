@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import gc
 import os
 import types
 from collections.abc import Callable
@@ -95,7 +94,6 @@ def test_wherever_the_states_wait(budget: int | None, attention: str, dtype: str
     observers = [PairwiseAngles(), LayerCosines()]
     Walker(decoder, weights, tmp_path / "scratch").walk(batches(FEW, 2), observers)
     assert [observer.result() for observer in observers] == sums(resident)
-    gc.collect()
     assert not list((tmp_path / "scratch").iterdir()), "scratch files are left"
 
 
@@ -250,6 +248,22 @@ def test_file_that_ends_early(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.safetensors ended after 100 of \d+ bytes of 'lm_head.weight'"):
         files.read(entry, memoryview(bytearray(entry.size)))
     files.close()
+
+
+def test_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, weights = streamed(saved(tmp_path, "llama"))
+    walker, own = Walker(decoder, weights), os.preadv
+    first = weights.files.entries["model.layers.3.mlp.up_proj.weight"].start
+
+    def failing(handle: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == first:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return own(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(CheckpointError, match=r"safetensors cannot be read at 'model.layers.3.*Input/output error"):
+        walker.walk(batches(FEW, 2), [PairwiseAngles()])
+    assert all(parameter.is_meta for parameter in decoder.model.parameters())
 
 
 def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,18 @@ def test_tensors_that_nobody_loads_are_left_behind(tmp_path: Path) -> None:
     assert not more.keys() & tensors_of(out).keys()
 
 
+def test_shards_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    _, base = base_folder(tmp_path / "base")
+    tensors = load_file(base / SINGLE)
+    (base / SINGLE).unlink()
+    files = {name: f"{'ab'[number % 2]}/part.safetensors" for number, name in enumerate(tensors)}
+    for file in set(files.values()):
+        (base / file).parent.mkdir()
+        save_file({name: tensors[name] for name in tensors if files[name] == file}, base / file, {"format": "pt"})
+    (base / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    assert_same(base, drop(1, 4), tmp_path)
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("model_type", ["gemma", "gpt2"])
 def test_a_tied_head_that_is_stored_twice(tmp_path: Path, model_type: str, same: bool) -> None:

@@ -20,7 +20,8 @@ from hf_prune.architecture import decoder_of, rewrite_config, rewrite_quantizati
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.errors import ArchitectureError, ConfigError
 from hf_prune.loading import load_model, locate
-from hf_prune.reload import check_reload, probe
+from hf_prune.probe import probe
+from hf_prune.reload import check_reload
 from hf_prune.runner import Walker
 from hf_prune.samples import batches
 from hf_prune.saving import save_model

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from hf_prune import extras
+from hf_prune import extras, streaming
 from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError, DataError, MeasureError, OutputError
@@ -216,6 +216,13 @@ def test_without_room_the_original_is_loaded_for_each_point(
     calls.clear()
     loaded = swept(base, tmp_path / "loaded")
     assert calls["load"] >= 3 and timeless(loaded) == timeless(kept)
+
+
+def test_a_sweep_streams_nothing(base: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = swept(base, tmp_path / "whole", methods=["uidl"])
+    monkeypatch.setattr(streaming, "_free", lambda device_map: 1000)  # the rest is taken by the original itself
+    monkeypatch.setattr(streaming, "streamed", None)
+    assert timeless(swept(base, tmp_path / "little", methods=["uidl"])) == timeless(whole)
 
 
 def test_without_room_points_are_made_beside_no_original(

@@ -163,7 +163,8 @@ def _dry_run(
         evaluate=evaluate,
         push=push,
         push_kwargs=pushing.push_kwargs(),
-        max_memory=files.memory_kwargs()["max_memory"],
+        **files.memory_kwargs(),
+        max_shard_size=files.max_shard_size,
         **loading.load_kwargs(),
     )
     console.show(rows(steps, ("stage", "what would be done")))

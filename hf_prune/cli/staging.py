@@ -42,6 +42,7 @@ def measure_command(
     """Measure a model: the distance across every run of layers, from one pass over the text.
 
     Several processes share the text when torchrun starts them: torchrun --nproc-per-node 2 -m hf_prune.cli measure ...
+    A memory budget is that of each process.
     """
     from hf_prune.distributed import processes
     from hf_prune.pruner import Pruner

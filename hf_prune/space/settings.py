@@ -13,12 +13,10 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from hf_prune.errors import ConfigError
+from hf_prune.memory import memory_limit
 from hf_prune.space.ids import hub_id
 from hf_prune.space.pair import DEMO
 
@@ -28,7 +26,6 @@ _SHARE = 0.6  # of the memory; the rest is for Python, torch, the cache of atten
 _GPU_SHARE = 0.7
 _ZERO_MEMORY, _ZERO_MODEL = 40 * GB, 17 * GB  # what is in memory is moved to the GPU for each answer
 _SPACE_DISK = 30 * GB  # Spaces have 50 GB, which the models that are made share
-_UNLIMITED = 1 << 50  # cgroups write large numbers, or "max", where there is no limit
 
 
 @dataclass(frozen=True)
@@ -124,29 +121,6 @@ def asks_to_share(environ: Mapping[str, str]) -> bool:
     return environ.get("GRADIO_SHARE", "").lower() in ("1", "true")
 
 
-def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may take: the machine's, or less where its container has a limit.
-
-    Args:
-        root: where `proc` and `sys` lie.
-    """
-    limits = [psutil.virtual_memory().total]
-    groups = root / "sys/fs/cgroup"
-    for line in (_text(root / "proc/self/cgroup") or "0::/\n1:memory:/").splitlines():
-        _, _, rest = line.partition(":")
-        kinds, _, path = rest.partition(":")
-        if kinds not in ("", "memory"):  # version 2, and version 1
-            continue
-        top, name = (groups, "memory.max") if kinds == "" else (groups / "memory", "memory.limit_in_bytes")
-        own = Path(path.lstrip("/"))
-        # A limit of any group above this one holds too. In a container the own path may not be there, its top is.
-        for group in (own, *own.parents):
-            text = _text(top / group / name).strip()
-            if text.isdigit() and 0 < int(text) < _UNLIMITED:
-                limits.append(int(text))
-    return min(limits)
-
-
 def device() -> str:
     """Where models are to live: the GPU, where there is one (also one that a Space only has for some seconds)."""
     import torch
@@ -215,10 +189,3 @@ def _amount(environ: Mapping[str, str], name: str) -> int | None:
         given = " (also set by --memory)" if name.endswith("_MEMORY_GB") else ""
         raise ConfigError(f"{name}={text[:40]!r}{given}; expected gigabytes, such as 8 or 0.5")
     return int(amount * GB)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.errors import StreamError
 from hf_prune.moving import Mover, SourceWeights
+from hf_prune.names import original_name
 from hf_prune.outline import outline, saved_tensors, source_name
 from hf_prune.records import Operation, Plan
 from hf_prune.registry import surgery
-from hf_prune.reload import original_name
 from hf_prune.surgery.apply import apply_plan
 from hf_prune.surgery.edits import Edit, Edits
 from hf_prune.tensors import TensorEntry

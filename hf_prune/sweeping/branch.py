@@ -49,6 +49,11 @@ class SharedModels(Models):
             self._current = self._make()
         return super().current()
 
+    @property
+    def untouched(self) -> bool:
+        """Never: points share one original, which a sweep has in memory."""
+        return False
+
     def original(self) -> PreTrainedModel:
         """The uncut model."""
         return self.current() if self.stage == "original" else self._make()

@@ -18,6 +18,9 @@ import typer
 from hf_prune import cli
 from hf_prune.cli.app import app
 from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
+from hf_prune.records import Plan
+from hf_prune.reload import Level
+from hf_prune.reload_streamed import problems
 from tests.healing.support import SPEED
 from tests.making import base_folder
 
@@ -35,7 +38,16 @@ CALIBRATION = CalibrationConfig(samples=6, max_length=LENGTH, batch_size=3)
 def fast(patch: pytest.MonkeyPatch) -> None:
     """Check saved models without a new process for each, and measure no machine, so that healing is repeatable."""
     patch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
+    patch.setattr("hf_prune.file_to_file.check_streamed", _checked_here)
     patch.setattr("hf_prune.healing.lora.probe", lambda device, parameters: SPEED)
+
+
+def _checked_here(
+    folder: Path, *, source: Path | None, plan: Plan, origin: Path, level: Level, dtype: Any, trust_remote_code: bool
+) -> Level:
+    """The check at level "streamed", in this process."""
+    assert not list(problems(folder, source, origin, plan, dtype, trust_remote_code))
+    return "streamed"
 
 
 def recipe(**fields: Any) -> PrunerConfig:

@@ -1,15 +1,14 @@
 """What the Space may use: by hardware, by variables, by arguments, in that order of weakness."""
 
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
-import psutil
 import pytest
 
 from hf_prune.errors import ConfigError
+from hf_prune.memory import memory_limit
 from hf_prune.space import settings
 from hf_prune.space.pair import DEMO
-from hf_prune.space.settings import GB, Settings, memory_limit, read
+from hf_prune.space.settings import GB, Settings, read
 
 SPACE = {"SPACE_ID": "me/space"}
 
@@ -83,41 +82,6 @@ def test_amounts_that_are_none(value: str) -> None:
 def test_featured_pairs_are_hub_ids() -> None:
     with pytest.raises(ConfigError, match=r"'\.\./one' is no Hub id"):
         read({"HF_PRUNE_SPACE_FEATURED": "../one"})
-
-
-GROUP = "0::/user.slice/app.scope\n"
-OLD_GROUP = "9:name=systemd:/\n4:memory:/app/one\n3:cpuset:/\n0::/\n"
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "limit"),
-    [
-        (GROUP, {}, None),
-        (GROUP, {"memory.max": "max"}, None),
-        (GROUP, {"memory.max": "2000"}, 2000),  # in a container, whose own group is the top
-        (
-            GROUP,
-            {"memory.max": "max", "user.slice/memory.max": "3000", "user.slice/app.scope/memory.max": "max"},
-            3000,
-        ),
-        (GROUP, {"user.slice/memory.max": "3000", "user.slice/app.scope/memory.max": "1000"}, 1000),
-        (OLD_GROUP, {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
-        (OLD_GROUP, {"memory/memory.limit_in_bytes": "5000"}, 5000),
-        (OLD_GROUP, {"memory/app/one/memory.limit_in_bytes": "4000"}, 4000),
-        (OLD_GROUP, {"cpuset/memory.limit_in_bytes": "4000"}, None),
-        ("", {"memory.max": "7000"}, 7000),  # no /proc/self/cgroup
-        (GROUP, {"memory.max": "rubbish"}, None),
-    ],
-)
-def test_memory_of_a_container(tmp_path: Path, groups: str, files: dict[str, str], limit: int | None) -> None:
-    (tmp_path / "proc/self").mkdir(parents=True)
-    if groups:
-        (tmp_path / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    assert memory_limit(tmp_path) == (limit or psutil.virtual_memory().total)
 
 
 def test_the_message_about_size() -> None:
