@@ -10,8 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-# One thread: the tests' models are so small that more of them only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two processes of one thread: the tests' models are so small that more threads only get in each other's way. A file's
+# tests stay together, as they share what is made for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALLED := .venv/.installed
 INSTALLED_ALL := .venv/.installed-all
 

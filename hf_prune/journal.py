@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,9 @@ from types import TracebackType
 
 from hf_prune import serial
 from hf_prune.moving import Span
+
+_BATCH, _SECONDS = 2**30, 5.0
+"""Bytes, or seconds, after which what was written is synced: less at once makes the disk wait for its own journal."""
 
 
 class Journal:
@@ -30,6 +34,7 @@ class Journal:
         self._finished = _read(path, key)
         self._written = False
         self._pending: list[Span] = []
+        self._bytes, self._began = 0, time.monotonic()
         self._worker = ThreadPoolExecutor(1, "journal")
         self._running: Future[None] | None = None
 
@@ -73,11 +78,15 @@ class Journal:
             OSError: what was written before could not be kept, as the disk is full or broken.
         """
         self._pending.append(span)
+        self._bytes += span.size
+        if self._bytes < _BATCH and time.monotonic() < self._began + _SECONDS:
+            return
         if self._running is not None:
             if not self._running.done():
                 return
             self._running.result()
         spans, self._pending = self._pending, []
+        self._bytes, self._began = 0, time.monotonic()
         self._running = self._worker.submit(self._enter, spans)
 
     def _enter(self, spans: Iterable[Span]) -> None:

@@ -123,7 +123,8 @@ def _make_room(shards: Sequence[Shard], folder: Path, *, ours: bool) -> None:
     try:
         for shard in shards:
             with (folder / shard.file).open("wb") as file:
-                _reserve(file.fileno(), shard.size)
+                # Not allocated: each extent would be written twice into the file system's own journal.
+                file.truncate(shard.size)
     except OSError as error:
         _remove(shards, folder)
         reason = no_room(error)
@@ -132,13 +133,6 @@ def _make_room(shards: Sequence[Shard], folder: Path, *, ours: bool) -> None:
         raise OutputError(
             f"{reason} '{folder}', where {needed / 1e9:.2f} GB are needed; choose another disk"
         ) from error
-
-
-def _reserve(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.ftruncate(file, size)
 
 
 def _remove(shards: Sequence[Shard], folder: Path) -> None:

@@ -25,8 +25,10 @@ def _module(name: str) -> ModuleType:
 
 def _streamed_measure(given: Namespace) -> Any:
     # The small one proves that it runs; its figures say nothing of large models.
-    small = {"sequences": 8, "length": 256, "batch": 4, "memory": 10**9} if given.small else {}
-    return _module("streamed_measure").main(_shapes(given), folder=given.model, scratch=given.scratch, **small)
+    sizes = {"sequences": 8, "length": 256, "batch": 4, "memory": 10**9} if given.small else {}
+    if given.sequences is not None:
+        sizes["sequences"] = given.sequences
+    return _module("streamed_measure").main(_shapes(given), folder=given.model, scratch=given.scratch, **sizes)
 
 
 def _streamed_surgery(given: Namespace) -> Any:
@@ -90,6 +92,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--blimp", type=Path, help="folder of BLiMP's .jsonl files")
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints that go again; 45 GB for the large ones")
     parser.add_argument("--mergekit", type=Path, metavar="DIR", help="environment with mergekit; made where it is not")
+    parser.add_argument("--sequences", type=int, help="of the text that is measured from a stream; default: 64")
     parser.add_argument("--small", action="store_true", help="a small checkpoint to stream, in seconds")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write NAME.json into it for each, as in results/")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table as well")

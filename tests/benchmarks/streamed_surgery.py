@@ -1,8 +1,8 @@
 """Cutting a checkpoint file to file, beside `cp` of as many bytes, and beside mergekit's passthrough.
 
-Eight of the 32 blocks of a random checkpoint (Llama-7B shapes, 13.5 GB) go. The floor is `cp --reflink=never` of files
-of the same total size: the cut ones themselves. Both sides start from a cold page cache, both end when their files are
-on the disk (fsync), and they take turns. Memory is what the process peaks at above what importing takes. The whole
+Eight of the 32 blocks of a random checkpoint (Llama-7B shapes, 13.5 GB) go. The floor is `cp --reflink=never` of the
+base's own files, its time scaled to the bytes that are kept. Both sides start from a cold page cache after a rest, both
+end when their files are on the disk (fsync), and each is the first in every other pair. Memory is what the process peaks at above what importing takes. The whole
 command, card and reload check included, is timed apart, and so is that check; mergekit, which checks nothing, is held
 against the cut with its imports, and against the whole command.
 """
@@ -32,7 +32,9 @@ from . import mergekit
 from .checkpoints import SEVEN_B, Shapes, checkpoint
 from .costs import Cost, cold, run_child, sync, weights_of
 
-RUNS = 3
+RUNS = 4
+_REST = 2e-9
+"""Seconds of rest before each run, for each byte: some disks are fast for a while, and slow after much work."""
 
 
 def main(
@@ -58,10 +60,15 @@ def main(
         layers = middle(shapes.layers)
         kept = kept_bytes(source, layers)
         ours, theirs = work / "cut", work / "copied"
+        like = weights_of(source)
         pairs = []
-        for _ in range(runs):
+        for number in range(runs):
             shutil.rmtree(ours, ignore_errors=True)
-            pairs.append((_cut(source, ours, layers), _copy(ours, theirs)))
+            if number % 2:
+                copied, cost = _copy(like, theirs, kept), _cut(source, ours, layers)
+            else:
+                cost, copied = _cut(source, ours, layers), _copy(like, theirs, kept)
+            pairs.append((cost, copied))
             shutil.rmtree(theirs)
         command = _command(source, work / "pruned", layers, ours)
         checked = run_child(
@@ -145,18 +152,19 @@ def _plan(folder: str, layers: list[int]) -> Plan:
 
 def _cut(source: Path, target: Path, layers: list[int]) -> Cost:
     cold(weights_of(source))
+    time.sleep(_REST * sum(path.stat().st_size for path in weights_of(source)))
     return run_child("streamed_surgery:write", {"folder": str(source), "output": str(target), "layers": layers})
 
 
-def _copy(source: Path, target: Path) -> float:
-    """Seconds of `cp` from a cold cache to files that are on the disk."""
-    files = weights_of(source)
+def _copy(files: list[Path], target: Path, kept: int) -> float:
+    """Seconds of `cp` from a cold cache to files that are on the disk, for as many bytes as are kept."""
     target.mkdir()
     cold(files)
+    time.sleep(_REST * kept)
     started = time.perf_counter()
     subprocess.run(["cp", "--reflink=never", *map(str, files), str(target)], check=True)
     sync(weights_of(target))
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) * kept / sum(path.stat().st_size for path in files)
 
 
 def _command(source: Path, target: Path, layers: list[int], reference: Path) -> dict[str, Any]:
