@@ -1,10 +1,10 @@
 """Cutting a checkpoint file to file, beside `cp` of as many bytes, and beside mergekit's passthrough.
 
 Eight of the 32 blocks of a random checkpoint (Llama-7B shapes, 13.5 GB) go. The floor is `cp --reflink=never` of the
-base's own files, its time scaled to the bytes that are kept. Both sides start from a cold page cache after a rest, both
-end when their files are on the disk (fsync), and each is the first in every other pair. Memory is what the process peaks at above what importing takes. The whole
-command, card and reload check included, is timed apart, and so is that check; mergekit, which checks nothing, is held
-against the cut with its imports, and against the whole command.
+base's own files, its time scaled to the bytes kept. Both sides start from a cold page cache after a rest; both
+end when their files are on the disk (fsync), and each is the first in every other pair. Memory is what the process
+peaks at above what importing takes. The whole command, card and reload check included, is timed apart, and so is that
+check; mergekit, which checks nothing, is held against the cut with its imports, and against the whole command.
 """
 
 import resource
