@@ -336,13 +336,14 @@ def test_long_pieces_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 KILLED = """
 import sys, time
 from pathlib import Path
-from hf_prune import surgery
+from hf_prune import journal, surgery
 from hf_prune.local_files import LocalFiles
 from hf_prune.surgery import checkpoint
 from tests.test_streamed_surgery import drop, counted, write_weights
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 checkpoint.LARGEST_SPAN = 4096
+journal._BATCH = 1
 move = LocalFiles.move
 
 def slowly(self, spans, folder, done):
@@ -582,7 +583,6 @@ def test_a_disk_that_fills_up(sharded: Path, tmp_path: Path, monkeypatch: pytest
             with pytest.raises(OutputError, match="has room for 0.00 GB" if checked else "the disk is full"):
                 streamed(sharded, drop(1), disk / "out")
             assert not any((disk / "out").iterdir())
-        monkeypatch.setattr(checkpoint, "_reserve", os.ftruncate)  # a file system that reserves nothing
         with (
             pytest.raises(OutputError, match="the disk is full .*; nothing was left there"),
             staged(disk / "new") as stage,

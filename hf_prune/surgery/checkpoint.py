@@ -76,10 +76,17 @@ def write_weights(
         name = index_file(shards)
         if name is not None:
             serial.write_text(folder / name, index_text(shards, model.num_parameters()))
-    except BaseException:
-        if journal is None:
-            _remove(shards, folder)
-        raise
+    except BaseException as error:
+        if journal is not None:
+            raise
+        _remove(shards, folder)
+        reason = no_room(error)
+        if reason is None:
+            raise
+        raise OutputError(
+            f"{reason} '{folder}' ({shutil.disk_usage(folder).free / 1e6:.0f} MB free); nothing was left there. Free "
+            "some space, or choose another disk"
+        ) from error
     return model
 
 
