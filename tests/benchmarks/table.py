@@ -150,7 +150,7 @@ def _streamed_surgery(found: Figures) -> list[Row]:
                 f"{found['time of mergekit over ours']:.1f} × the time, "
                 f"{found['peak of mergekit over ours']:.1f} × the peak memory",
                 f"{_duration(peer['seconds'])} / {_duration(found['with imports (median seconds)'])} with imports; "
-                f"`hf-prune prune`, card and reload check included: {_duration(whole['seconds'])}",
+                f"the whole command, card and reload check included: {_duration(whole['seconds'])}",
                 "> 1 ×",
             )
         )
