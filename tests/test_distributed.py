@@ -189,6 +189,7 @@ def test_one_that_fails_ends_all(rank: int, tmp_path: Path) -> None:
 
 LEFT_ALONE = """
 import os
+import sys
 import torch
 from hf_prune.cli import main
 from hf_prune.distributed import processes
@@ -202,6 +203,7 @@ def work():
         group.add([torch.zeros(1)])
 
 hf_prune.cli.app = work
+sys.argv = ["hf-prune", "measure"]
 main()
 """
 
