@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structur
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.loading import Fetched, Source
+from hf_prune.memory_budget import MaxMemory
 from hf_prune.plan import Sizes
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
@@ -88,7 +89,7 @@ class Models:
         model: PreTrainedModel | None = None,
         find: Callable[[], Path | None] = lambda: None,
         fetch: Callable[[], Fetched] = lambda: "whole",
-        max_memory: Mapping[int | str, int | str] | None = None,
+        max_memory: MaxMemory | None = None,
         quantized: bool = False,
         whole_files: bool = False,
     ) -> None:

@@ -1,10 +1,12 @@
 """Scores and an amount in, a plan out. Nothing here sees a model."""
 
+import dataclasses
 import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_prune import serial
 from hf_prune.config import PrunerConfig
@@ -13,6 +15,7 @@ from hf_prune.methods import Method
 from hf_prune.planners.choice import Choice
 from hf_prune.records import ModelRef, Operation, Plan, Scores, ranges
 from hf_prune.registry import planner
+from hf_prune.slicing.options import SEARCH
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,28 @@ def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = 
                 f"{asked} is {count} layers, more than can go; expected at most {_round_down(most / depth)}, as "
                 f"{_protection(recipe)}"
             )
+
+
+def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
+    """The recipe that tells what a plan does which was made before.
+
+    Args:
+        config: the recipe at hand; options of another method's parts mean nothing to the plan's, and go.
+        plan: what is done.
+    """
+    other = plan.method != config.method
+    changes: dict[str, Any] = {"layers": plan.dropped or None, "drop_layers": None, "sparsity": None}
+    if other:
+        changes |= dict.fromkeys(("sparsity_of", "measure", "planner", "surgery", "protect_first", "protect_last"))
+        changes |= {"measure_kwargs": {}, "planner_kwargs": {}, "surgery_kwargs": {}}
+    cut = plan.slicing
+    if cut is not None:
+        changes |= {"sparsity": cut.requested, "sparsity_of": cut.requested_of}
+        changes["surgery_kwargs"] = dict(plan.operations[0].options)
+        if cut.redundancy is not None:
+            kept = {} if other else config.planner_kwargs
+            changes["planner_kwargs"] = {**kept, "slice_base": SEARCH if cut.search else cut.base}
+    return dataclasses.replace(config, method=plan.method, **changes)
 
 
 def allowed_blocks(recipe: Method, depth: int, name: str) -> range:

@@ -1,7 +1,7 @@
 """`Pruner`: what people call. It takes a Hub id, a folder or a model in memory, and saves and pushes what is made."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from hf_prune.config import PrunerConfig
 from hf_prune.file_to_file import file_to_file
 from hf_prune.hub import PushResult
 from hf_prune.loading import Fetched, Source, bare_name
-from hf_prune.memory_budget import budget_of
+from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import Models, load_kwargs, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
 from hf_prune.plan import check_amount
@@ -89,7 +89,7 @@ class Pruner(Stages):
         trust_remote_code: bool = False,
         run_folder: str | Path | None = None,
         progress: bool = True,
-        max_memory: Mapping[int | str, int | str] | None = None,
+        max_memory: MaxMemory | None = None,
         verify_hash: bool = False,
     ) -> Self:
         """Pin and check a model of the Hub or a folder; its weights are fetched and loaded when they are first needed.

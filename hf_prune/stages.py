@@ -16,11 +16,10 @@ from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.measure import measure_model
 from hf_prune.models import LABELS, Label, Models
-from hf_prune.plan import Sizes, check_amount, make_plan, scores_digest
+from hf_prune.plan import Sizes, carried_out_by, check_amount, make_plan, scores_digest
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.schedule_search import ScheduleJudge
-from hf_prune.slicing.options import SEARCH
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
@@ -193,20 +192,7 @@ class Stages:
                 + ("" if commit is None else f", or name the plan's commit (--revision {commit})")
             )
         self._plan = plan
-        # The recipe tells what is done; options of another method's parts mean nothing here.
-        other = plan.method != self.config.method
-        changes: dict[str, Any] = {"layers": plan.dropped or None, "drop_layers": None, "sparsity": None}
-        if other:
-            changes |= dict.fromkeys(("sparsity_of", "measure", "planner", "surgery", "protect_first", "protect_last"))
-            changes |= {"measure_kwargs": {}, "planner_kwargs": {}, "surgery_kwargs": {}}
-        cut = plan.slicing
-        if cut is not None:
-            changes |= {"sparsity": cut.requested, "sparsity_of": cut.requested_of}
-            changes["surgery_kwargs"] = dict(plan.operations[0].options)
-            if cut.redundancy is not None:
-                kept = {} if other else self.config.planner_kwargs
-                changes["planner_kwargs"] = {**kept, "slice_base": SEARCH if cut.search else cut.base}
-        self.config = dataclasses.replace(self.config, method=plan.method, **changes)
+        self.config = carried_out_by(self.config, plan)
         self._read()  # which texts there are, and which must not repeat which, follows from the recipe
 
     def _read(self) -> None:

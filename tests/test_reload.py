@@ -19,6 +19,7 @@ from hf_prune.probe import probe
 from hf_prune.reload import check_reload, reload_level
 from hf_prune.saving import save_model
 
+from .damage import flip, swap, tensors_of
 from .evaluation.text import byte_tokenizer
 from .making import base_folder, edit_json
 from .tiny import DEPTH, tiny_model
@@ -52,41 +53,23 @@ def cut_and_saved(folder: Path, model_type: str = "qwen3", **overrides: object) 
 
 
 # How a saved folder can be wrong: name -> (what is done to it, what the error names).
-def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def act(folder: Path) -> None:
-        tensors = load_file(folder / SINGLE)
-        change(tensors)
-        save_file(tensors, folder / SINGLE, {"format": "pt"})
-
-    return act
-
-
-def _flip_last_bit(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.layers.3.mlp.down_proj.weight"].view(torch.int32)[5, 7] ^= 1 << 12
-
-
-def _swap(tensors: dict[str, torch.Tensor]) -> None:
-    a, b = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (1, 2))
-    tensors[a], tensors[b] = tensors[b], tensors[a]
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a flipped bit": (_tensors(_flip_last_bit), "logits differ|'model.layers.3.mlp.down_proj.weight' differs"),
-    "two blocks in each other's place": (_tensors(_swap), "logits differ|q_proj.weight' differs"),
+    "a flipped bit": (tensors_of(flip), "logits differ|'model.layers.3.mlp.down_proj.weight' differs"),
+    "two blocks in each other's place": (tensors_of(swap), "logits differ|q_proj.weight' differs"),
     "a missing tensor": (
-        _tensors(lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
+        tensors_of(lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
         "missing keys.*model.layers.2.mlp.up_proj.weight",
     ),
     "a tensor too many": (
-        _tensors(lambda t: t.update({"model.layers.5.mlp.up_proj.weight": torch.zeros(48, 32)})),
+        tensors_of(lambda t: t.update({"model.layers.5.mlp.up_proj.weight": torch.zeros(48, 32)})),
         "unexpected keys.*model.layers.5.mlp.up_proj.weight",
     ),
     "a tensor of another shape": (
-        _tensors(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(3, 3)})),
+        tensors_of(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(3, 3)})),
         "mismatched keys.*model.layers.2.mlp.up_proj.weight",
     ),
     "a tensor of another dtype": (
-        _tensors(lambda t: t.update({k: v.half() for k, v in t.items() if "layers.2.mlp.up" in k})),
+        tensors_of(lambda t: t.update({k: v.half() for k, v in t.items() if "layers.2.mlp.up" in k})),
         "logits differ|up_proj.weight' is float16, expected float32",
     ),
     "the layer count of the base": (

@@ -16,6 +16,7 @@ from hf_prune.errors import ReloadError
 from hf_prune.records import Operation, Plan
 from hf_prune.reload import check_streamed
 
+from .damage import flip, swap, tensors_of
 from .making import base_folder, edit_json
 from .test_streamed_surgery import drop, plan_of, streamed
 from .tiny import DEPTH
@@ -74,49 +75,31 @@ def test_in_a_child_for_real(good: tuple[Path, Path], tmp_path: Path, level: rel
         check_streamed(damaged, source=base, plan=PLAN, level=level)
 
 
-def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def act(folder: Path) -> None:
-        tensors = load_file(folder / SINGLE)
-        change(tensors)
-        save_file(tensors, folder / SINGLE, {"format": "pt"})
-
-    return act
-
-
-def _flip(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.layers.3.mlp.down_proj.weight"].view(torch.int32)[5, 7] ^= 1 << 12
-
-
-def _swap(tensors: dict[str, torch.Tensor]) -> None:
-    a, b = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (1, 2))
-    tensors[a], tensors[b] = tensors[b], tensors[a]
-
-
 # What is done to a folder -> what the error names.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (
-        _tensors(_flip),
+        tensors_of(flip),
         "'model.layers.3.mlp.down_proj.weight' differs from 'model.layers.6.mlp.*differ by",
     ),
-    "blocks in each other's place": (_tensors(_swap), "q_proj.weight' differs"),
+    "blocks in each other's place": (tensors_of(swap), "q_proj.weight' differs"),
     "a missing tensor": (
-        _tensors(lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
+        tensors_of(lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
         "missing: model.layers.2.mlp",
     ),
     "a tensor too many": (
-        _tensors(lambda t: t.update({"model.layers.5.mlp.up_proj.weight": torch.zeros(48, 32)})),
+        tensors_of(lambda t: t.update({"model.layers.5.mlp.up_proj.weight": torch.zeros(48, 32)})),
         "unexpected keys.*model.layers.5.mlp",
     ),
     "another shape": (
-        _tensors(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(3, 3)})),
+        tensors_of(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(3, 3)})),
         "mismatched",
     ),
     "another dtype": (
-        _tensors(lambda t: t.update({k: v.half() for k, v in t.items() if "layers.2.mlp.up" in k})),
+        tensors_of(lambda t: t.update({k: v.half() for k, v in t.items() if "layers.2.mlp.up" in k})),
         "up_proj.weight' is torch.float16",
     ),
     "numbers that are none": (
-        _tensors(lambda t: t["model.layers.2.mlp.up_proj.weight"].fill_(torch.nan)),
+        tensors_of(lambda t: t["model.layers.2.mlp.up_proj.weight"].fill_(torch.nan)),
         "not finite|NaN",
     ),
     "the layer count of the base": (
