@@ -1,6 +1,7 @@
 """Small finished things that many tests start from: references, scores, a saved model with its tokenizer."""
 
 import json
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,18 @@ def logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """(batch, length, vocabulary) logits without a cache."""
     with torch.inference_mode():
         return model(input_ids=ids, use_cache=False).logits
+
+
+def act_between_blocks(base: Any) -> None:
+    """Let a Llama's inner model change the hidden states between two blocks."""
+    inner = type(base).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        handles = [block.register_forward_hook(lambda _m, _a, out: out * 1.01) for block in self.layers[:-1]]
+        try:
+            return inner(self, *args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    base.forward = types.MethodType(forward, base)

@@ -1,6 +1,5 @@
 """The block walker: what it refuses, what it puts back, and models that lie in several places."""
 
-import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from hf_prune.runner import Place, Walker, evaluating
 from hf_prune.samples import Batch, batches
 from hf_prune.skeleton import skeleton
 
-from .making import logits, reference
+from .making import act_between_blocks, logits, reference
 from .tiny import DEPTH, tiny_model, tokens
 
 SEQUENCES = [tokens(1, length, length)[0] for length in (6, 11, 4, 11)]
@@ -113,17 +112,7 @@ def test_huge_but_finite_numbers_are_numbers() -> None:
 
 def test_model_that_acts_between_blocks_is_refused() -> None:
     model = tiny_model("llama")
-    inner = type(model.model).forward
-
-    def forward(self, *args, **kwargs):
-        handles = [block.register_forward_hook(lambda _m, _a, out: out * 1.01) for block in self.layers[:-1]]
-        try:
-            return inner(self, *args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    model.model.forward = types.MethodType(forward, model.model)
+    act_between_blocks(model.model)
     with pytest.raises(ArchitectureError, match="LlamaForCausalLM.* changes the hidden states between two blocks"):
         Walker(decoder_of(model))
 

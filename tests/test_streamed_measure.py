@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hf_prune.runner import Place, Walker
 from hf_prune.samples import Batch, Samples, batches
 from hf_prune.skeleton import skeleton
 from hf_prune.tensors import TensorEntry
-from tests.making import TEXT, reference
+from tests.making import TEXT, act_between_blocks, reference
 from tests.tiny import DEPTH, tiny_model, tokens
 
 MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
@@ -199,17 +198,7 @@ def test_token_that_the_model_does_not_know(tmp_path: Path) -> None:
 
 def test_model_that_acts_between_blocks_is_refused(tmp_path: Path) -> None:
     decoder, weights = streamed(saved(tmp_path, "llama"))
-    inner = type(decoder.base).forward
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        handles = [block.register_forward_hook(lambda _m, _a, out: out * 1.01) for block in self.layers[:-1]]
-        try:
-            return inner(self, *args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    decoder.base.forward = types.MethodType(forward, decoder.base)
+    act_between_blocks(decoder.base)
     with pytest.raises(ArchitectureError, match="LlamaForCausalLM.* changes the hidden states between two blocks"):
         Walker(decoder, weights)
 
