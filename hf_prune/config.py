@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from hf_prune import serial
 from hf_prune.errors import ConfigError
 from hf_prune.methods import Method, get_method
-from hf_prune.registry import measure, planner, surgery
+from hf_prune.registry import measure, planner, surgery_named
 from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
 from hf_prune.stage_configs import (
     PAPER,
@@ -21,6 +21,10 @@ from hf_prune.stage_configs import (
     check_indices,
     check_positive,
 )
+from hf_prune.units import UnitKind
+
+MAX_FORWARDS = 1000
+"""Passes of the calibration text that choosing may take without being told so."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ class PrunerConfig:
 
     Attributes:
         method: named recipe, see `hf-prune methods`.
-        drop_layers: how many decoder blocks go.
+        drop_layers: how many decoder blocks go; of methods that remove parts of blocks, how many parts.
         layers: exactly these blocks go, 0-based.
         sparsity: share that goes, above 0 and below 1; rounded down to whole blocks, or to a multiple of the width.
-        sparsity_of: what the share is of: "layers", "parameters" or "bytes" for methods that drop layers, "width" or
-            "parameters" for methods that slice; None takes the first.
+        sparsity_of: what the share is of: "layers", "parameters", "bytes" or "flops" for methods that drop layers,
+            "width" or "parameters" for methods that slice; None takes the first. Where parts of blocks go, "layers"
+            counts those parts.
         measure: registry name; overrides the method's.
         planner: registry name; overrides the method's.
         surgery: registry name; overrides the method's.
@@ -45,6 +50,11 @@ class PrunerConfig:
         surgery_kwargs: options of the surgery.
         protect_first: blocks at the start that never go; None takes the method's.
         protect_last: blocks at the end that never go; None takes the method's.
+        protect: further blocks that never go, 0-based.
+        unit: what goes: "block", "attention", "mlp", or "joint" (attention and MLP in one list); None takes the
+            method's.
+        max_forwards: passes of the calibration text through the whole model that choosing may take; what would take
+            more is refused with its number.
         calibration: what to measure on.
         healing: how to heal.
         evaluation: what to prove.
@@ -66,7 +76,7 @@ class PrunerConfig:
     drop_layers: int | None = None
     layers: tuple[int, ...] | None = None
     sparsity: float | None = None
-    sparsity_of: Literal["layers", "parameters", "bytes", "width"] | None = None
+    sparsity_of: Literal["layers", "parameters", "bytes", "flops", "width"] | None = None
     measure: str | None = None
     planner: str | None = None
     surgery: str | None = None
@@ -75,6 +85,9 @@ class PrunerConfig:
     surgery_kwargs: dict[str, Any] = field(default_factory=dict)
     protect_first: int | None = None
     protect_last: int | None = None
+    protect: tuple[int, ...] = ()
+    unit: UnitKind | None = None
+    max_forwards: int = MAX_FORWARDS
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     healing: HealingConfig = field(default_factory=HealingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -88,6 +101,9 @@ class PrunerConfig:
             object.__setattr__(self, "layers", check_indices(self.layers))
         self._check_amount()
         check_from_zero(self, "protect_first", "protect_last")
+        check_positive(self, "max_forwards")
+        if self.protect:
+            object.__setattr__(self, "protect", check_indices(self.protect))
         serial.settle(self)
         recipe = self.recipe()
         if recipe.measure is None and self.measure_kwargs:
@@ -98,7 +114,7 @@ class PrunerConfig:
         if self.planner is not None or self.planner_kwargs:
             planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
         if self.surgery is not None or self.surgery_kwargs:
-            surgery.get(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
+            surgery_named(recipe.surgery).check_options(self.surgery_kwargs, "surgery")
         self._check_unit(recipe)
 
     @property
@@ -108,9 +124,10 @@ class PrunerConfig:
 
     @property
     def calibrates(self) -> bool:
-        """Whether calibration text is read: to measure, or to slice."""
+        """Whether calibration text is read: to measure, to slice, or to fit what stands in."""
         recipe = self.recipe()
-        return recipe.cuts == "width" or (recipe.measure is not None and self.layers is None)
+        fits = recipe.surgery != "drop" and recipe.cuts == "layers" and surgery_named(recipe.surgery).needs == "text"
+        return recipe.cuts == "width" or fits or (recipe.measure is not None and self.layers is None)
 
     @property
     def searches(self) -> bool:
@@ -119,7 +136,7 @@ class PrunerConfig:
 
     def _check_unit(self, recipe: Method) -> None:
         """Refuse what belongs to the other kind of pruning."""
-        allowed = ("width", "parameters") if recipe.cuts == "width" else ("layers", "parameters", "bytes")
+        allowed = ("width", "parameters") if recipe.cuts == "width" else ("layers", "parameters", "bytes", "flops")
         if self.amount_of not in allowed:
             raise ConfigError(
                 f"sparsity_of={self.sparsity_of!r}: method '{self.method}' cuts {recipe.cuts}; expected one of: "
@@ -139,13 +156,18 @@ class PrunerConfig:
                     "basis='global' keeps one width in all layers; planner 'dynamic_width' gives them different ones. "
                     "Take basis='per_block', or method 'slicegpt'"
                 )
-        for kind, registry in (("planner", planner), ("surgery", surgery)):
+        for kind, look_up in (("planner", planner.get), ("surgery", surgery_named)):
             name = getattr(self, kind)
-            if name is not None and registry.get(name).cuts != recipe.cuts:
+            if name is not None and look_up(name).cuts != recipe.cuts:
                 raise ConfigError(
-                    f"{kind} '{name}' cuts {registry.get(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
+                    f"{kind} '{name}' cuts {look_up(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
                     f"choose a {kind} of the same kind, or another method"
                 )
+        if recipe.unit != "block" and recipe.surgery != "drop":
+            raise ConfigError(
+                f"surgery '{recipe.surgery}' stands in for whole blocks; unit='{recipe.unit}' removes parts of them. "
+                "Take surgery 'drop', or unit 'block'"
+            )
 
     def _check_amount(self) -> None:
         given = {
@@ -164,10 +186,22 @@ class PrunerConfig:
         base = get_method(self.method)
         overrides = {
             name: getattr(self, name)
-            for name in ("measure", "planner", "surgery", "protect_first", "protect_last")
+            for name in ("measure", "planner", "surgery", "protect_first", "protect_last", "unit")
             if getattr(self, name) is not None
         }
         return dataclasses.replace(base, **overrides)
+
+    def options(self, kind: Literal["measure", "planner", "surgery"]) -> dict[str, Any]:
+        """Options of the measure, planner or surgery: the method's, and this config's own on top.
+
+        Another measure (planner, surgery) than the method's takes none of the method's options.
+
+        Args:
+            kind: whose options.
+        """
+        base = get_method(self.method)
+        kept = getattr(self, kind) in (None, getattr(base, kind))
+        return {**(getattr(base, f"{kind}_kwargs") if kept else {}), **getattr(self, f"{kind}_kwargs")}
 
     def without_paths(self) -> Self:
         """The recipe as it may travel: datasets and task files given as paths shrink to their last part."""

@@ -11,7 +11,7 @@ from hf_prune.loading import Source, blank_model, check_verifiable, dtype_of, lo
 from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.output import default_private
-from hf_prune.plan import Sizes, check_amount, make_plan
+from hf_prune.plan import NOT_WEIGHED, check_amount, make_plan
 from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
@@ -110,7 +110,7 @@ def preview(
     if costs is not None:
         steps.append(("plan", _widths(config, ref, costs, scores)))
     elif not by_weight and (scores is not None or not measured):
-        steps.append(("plan", make_plan(config, ref, Sizes((), (), 0, 0), scores).describe()))
+        steps.append(("plan", make_plan(config, ref, NOT_WEIGHED, scores).describe()))
     else:
         when = "the blocks are weighed" if by_weight else "they are measured"
         steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))

@@ -1,19 +1,23 @@
 """The measuring stage as a plain function: one pass of text through the blocks, scores out."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from hf_prune import environment
 from hf_prune.architecture import Decoder
+from hf_prune.architecture.sublayers import has_part
 from hf_prune.block_weights import BlockWeights
 from hf_prune.distributed import ALONE, Group
-from hf_prune.errors import ConfigError
+from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.judging import CutJudge
 from hf_prune.records import Environment, ModelRef, Scores
 from hf_prune.registry import measure
 from hf_prune.runner import Walker
 from hf_prune.samples import Batch, Samples, batches, by_length
+from hf_prune.units import Unit, UnitKind, parts_of
 
 
 def measure_model(
@@ -28,6 +32,8 @@ def measure_model(
     group: Group = ALONE,
     weights: BlockWeights | None = None,
     scratch: Path | None = None,
+    unit: UnitKind = "block",
+    max_forwards: int | None = None,
 ) -> Scores:
     """Measure a model that is in memory, or one whose blocks are read one after the other.
 
@@ -42,22 +48,33 @@ def measure_model(
         group: the processes that share the batches; each has a decoder of its own, and all get the scores.
         weights: where the weights of the blocks are; in memory when None.
         scratch: folder for hidden states that memory has no room for; the system's for temporary files when None.
+        unit: what a measure of outputs leaves out.
+        max_forwards: that such a measure may take.
 
     Raises:
-        ConfigError: there are more processes than samples.
+        ConfigError: there are more processes than samples, or the measure needs the model in one process, in memory,
+            or with more forwards than are allowed.
         MeasureError: NaN or infinite hidden states; names the block.
         ArchitectureError: the model does more between two blocks than hand the hidden states on.
         CheckpointError: the checkpoint changed while it was read.
         OutputError: the disk has no room for hidden states.
     """
-    options = options or {}
-    observer = measure.get(name).function(**options)
+    options, entry = options or {}, measure.get(name)
     started = time.perf_counter()
-    work = _share(samples, batch_size, group)
-    Walker(decoder, weights, scratch).walk(work, [observer], len(work) if progress else None)
-    group.add(observer.sums())
+    if entry.needs == "pass":
+        observer = entry.function(**options)
+        work = _share(samples, batch_size, group)
+        Walker(decoder, weights, scratch).walk(work, [observer], len(work) if progress else None)
+        group.add(observer.sums())
+        found = {**observer.result(), "forwards": 1.0}
+    else:
+        check_alone(name, group, weights)
+        if entry.needs == "outputs":
+            found = _judge(decoder, samples, name, options, unit, batch_size, scratch, progress, max_forwards)
+        else:
+            found = entry.function(**options)(decoder, list(batches(by_length(samples.sequences), batch_size)))
     seconds = time.perf_counter() - started
-    found = observer.result()
+    _check_finite(found.get("importances", {}), name, model.id)
     return Scores(
         model=model,
         measure=name,
@@ -69,7 +86,68 @@ def measure_model(
         seconds=seconds,
         layers=found.get("layers", ()),
         layer_standard_errors=found.get("layer_standard_errors", ()),
+        importances=found.get("importances", {}),
+        importance_errors=found.get("importance_errors", {}),
+        whole=found.get("whole"),
+        forwards=found.get("forwards"),
     )
+
+
+def check_alone(name: str, group: Group, weights: BlockWeights | None) -> None:
+    """Refuse to share, or to stream, what needs the model whole and alone.
+
+    Args:
+        name: of the measure.
+        group: the processes that share the work.
+        weights: where the weights of the blocks are.
+
+    Raises:
+        ConfigError: there are several processes, or the weights are not in memory.
+    """
+    if group.size > 1:
+        raise ConfigError(f"measure '{name}' runs in one process; {group.size} were started. Start one")
+    if weights is not None and not weights.all_at_once:
+        raise ConfigError(f"measure '{name}' needs the model in memory as a whole; take one of a single pass")
+
+
+def _judge(
+    decoder: Decoder,
+    samples: Samples,
+    name: str,
+    options: dict[str, Any],
+    unit: UnitKind,
+    batch_size: int,
+    scratch: Path | None,
+    progress: bool,
+    limit: int | None,
+) -> dict[str, Any]:
+    judge = CutJudge(
+        decoder,
+        samples.sequences,
+        name,
+        options,
+        batch_size=batch_size,
+        scratch=scratch,
+        progress=progress,
+        limit=limit,
+    )
+    depth = decoder.num_layers
+    units = [
+        u for i in range(depth) for part in parts_of(unit) if has_part(decoder.blocks[i], (u := Unit(i, part)).part)
+    ]
+    found = judge.importances(frozenset(), units)
+    importances = {part: tuple(found.get(Unit(layer, part)) for layer in range(depth)) for part in parts_of(unit)}
+    return {"importances": importances, "whole": judge.whole(), "forwards": judge.forwards}
+
+
+def _check_finite(importances: dict[str, tuple[float | None, ...]], name: str, model: str) -> None:
+    for part, values in importances.items():
+        for layer, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                raise MeasureError(
+                    f"measure '{name}' of {Unit(layer, part)} of '{model}' is {value}; expected a finite number. Try "  # type: ignore[arg-type]
+                    "another --dtype (float32)"
+                )
 
 
 def _share(samples: Samples, batch_size: int, group: Group) -> list[Batch]:

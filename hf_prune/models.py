@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import loading
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
+from hf_prune.architecture.sublayers import part_sizes
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.loading import Fetched, Source
@@ -258,7 +259,7 @@ class Models:
             model = self.current()
             with staged(source.folder) as stage:
                 save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
-                kept_bytes = self.source.folder if plan.slicing is None else None
+                kept_bytes = self.source.folder if plan.only_drops else None
                 check_reload(model, stage, source=kept_bytes, keep=plan.kept)
             self._run.finish("pruned", self._inputs(plan))
         self._checkpoint = source
@@ -272,8 +273,10 @@ class Models:
     def sizes(self) -> Sizes:
         """What the original's blocks weigh, by its config alone where that says it all."""
         model = self._blank() or self.original()
-        parameters, size = block_sizes(decoder_of(model, self.source.ref.id))
-        return Sizes(tuple(parameters), tuple(size), _count(model), parameter_bytes(model))
+        decoder = decoder_of(model, self.source.ref.id)
+        parameters, size = block_sizes(decoder)
+        parts = part_sizes(decoder)
+        return Sizes(tuple(parameters), tuple(size), _count(model), parameter_bytes(model), parts=parts)
 
     def _blank(self) -> PreTrainedModel | None:
         """The original without its weights; None where it is in memory, or was quantized: configs don't tell those."""

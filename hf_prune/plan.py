@@ -4,18 +4,20 @@ import dataclasses
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_prune import serial
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.methods import Method
-from hf_prune.planners.choice import Choice
+from hf_prune.planners.choice import Choice, blocks, in_words
+from hf_prune.planners.problem import Judge, Problem
 from hf_prune.records import ModelRef, Operation, Plan, Scores, ranges
-from hf_prune.registry import planner
+from hf_prune.registry import fitted, planner
 from hf_prune.slicing.options import SEARCH
+from hf_prune.units import Part, Unit, layers_of, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,37 @@ class Sizes:
         bytes: of each block.
         total_parameters: of the whole model, tied ones once.
         total_bytes: likewise.
+        flops: of each block, for one token of a text of the length that `total_flops` is of; empty where not counted.
+        total_flops: of the whole model, likewise.
+        parts: for each kind of part of a block ("attention", "mlp"), what that of each layer weighs, by "parameters",
+            "bytes" and "flops"; 0 where a layer has no such part, or it cannot go.
     """
 
     parameters: tuple[int, ...]
     bytes: tuple[int, ...]
     total_parameters: int
     total_bytes: int
+    flops: tuple[int, ...] = ()
+    total_flops: int = 0
+    parts: Mapping[Part, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    def weight(self, unit: Unit, of: str) -> int:
+        """What a unit weighs.
+
+        Args:
+            unit: which one.
+            of: "parameters", "bytes" or "flops".
+        """
+        each: tuple[int, ...] = getattr(self, of) if unit.part == "block" else self.parts[unit.part][of]
+        return each[unit.layer]
+
+    def total(self, of: str) -> int:
+        """What the whole model weighs, by "parameters", "bytes" or "flops"."""
+        return int(getattr(self, f"total_{of}"))
+
+
+NOT_WEIGHED = Sizes((), (), 0, 0)
+"""For amounts that count layers."""
 
 
 def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = True) -> None:
@@ -62,32 +89,35 @@ def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = 
                 f"how much of '{name}' shall go? Give sparsity, the share of the {config.amount_of}, such as 0.25"
             )
         return
-    allowed = allowed_blocks(recipe, depth, name)
+    allowed = allowed_blocks(recipe, depth, name, config.protect)
+    whole, kinds = recipe.unit == "block", parts_of(recipe.unit)
+    total, what = depth * len(kinds), _WORDS[recipe.unit]
+    most = min(len(allowed) * len(kinds), total - 1 if whole else total)
     if config.layers is not None:
-        _check_layers(config.layers, depth, allowed, recipe, name)
+        _check_layers(config.layers, depth, allowed, recipe, config.protect, name)
     elif config.drop_layers is not None:
-        if config.drop_layers >= depth or config.drop_layers > len(allowed):
+        if config.drop_layers > most:
             raise ConfigError(
-                f"drop_layers={config.drop_layers} leaves {max(depth - config.drop_layers, 0)} of {depth} layers in "
-                f"'{name}'; {_protection(recipe)}, so at most {min(len(allowed), depth - 1)} can go"
+                f"drop_layers={config.drop_layers} leaves {max(total - config.drop_layers, 0)} of {total} {what} in "
+                f"'{name}'; {_protection(recipe, config.protect)}, so at most {most} can go"
             )
     elif config.sparsity is None:
         if not needed:
             return
-        raise ConfigError(
-            f"how much of '{name}' shall go? Give one of drop_layers (1 to {min(len(allowed), depth - 1)}), layers or "
-            "sparsity"
-        )
+        raise ConfigError(f"how much of '{name}' shall go? Give one of drop_layers (1 to {most}), layers or sparsity")
     elif config.amount_of == "layers":
-        count, most = _whole_layers(config.sparsity, depth), min(len(allowed), depth - 1)
-        asked = f"sparsity={config.sparsity} of {depth} layers in '{name}'"
+        count = _whole_layers(config.sparsity, total)
+        asked = f"sparsity={config.sparsity} of {total} {what} in '{name}'"
         if count < 1:
-            raise ConfigError(f"{asked} is less than one layer; expected at least {_round_up(1 / depth)}")
+            raise ConfigError(f"{asked} is less than one layer; expected at least {_round_up(1 / total)}")
         if count > most:
             raise ConfigError(
-                f"{asked} is {count} layers, more than can go; expected at most {_round_down(most / depth)}, as "
-                f"{_protection(recipe)}"
+                f"{asked} is {count} {what}, more than can go; expected at most {_round_down(most / total)}, as "
+                f"{_protection(recipe, config.protect)}"
             )
+
+
+_WORDS = {"block": "layers", "attention": "attentions", "mlp": "MLPs", "joint": "attentions and MLPs"}
 
 
 def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
@@ -112,21 +142,34 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
     return dataclasses.replace(config, method=plan.method, **changes)
 
 
-def allowed_blocks(recipe: Method, depth: int, name: str) -> range:
-    """Blocks that are not protected.
+def allowed_blocks(recipe: Method, depth: int, name: str, protect: Collection[int] = ()) -> tuple[int, ...]:
+    """Blocks that are not protected, ascending.
+
+    Args:
+        recipe: protects some at both ends.
+        depth: blocks that there are.
+        name: what the model is called in errors.
+        protect: further ones that must not go.
 
     Raises:
-        ConfigError: protections leave none.
+        ConfigError: protections leave none, or name blocks that are not there.
     """
-    allowed = range(recipe.protect_first, depth - recipe.protect_last)
+    outside = [i for i in protect if not 0 <= i < depth]
+    if outside:
+        raise ConfigError(
+            f"protect={list(protect)}: {outside} out of range; '{name}' has {depth} blocks, counted 0 to {depth - 1}"
+        )
+    allowed = tuple(i for i in range(recipe.protect_first, depth - recipe.protect_last) if i not in protect)
     if not allowed:
-        raise ConfigError(f"{_protection(recipe)}, but '{name}' has {depth} blocks: none is left to drop")
+        raise ConfigError(f"{_protection(recipe, protect)}, but '{name}' has {depth} blocks: none is left to drop")
     return allowed
 
 
-def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None) -> Plan:
-    """Choose the layers that go, and log a warning where they are many; see `choose_plan`."""
-    plan = choose_plan(config, model, sizes, scores)
+def make_plan(
+    config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None, judge: Judge | None = None
+) -> Plan:
+    """Choose what goes, and log a warning where it is much; see `choose_plan`."""
+    plan = choose_plan(config, model, sizes, scores, judge)
     if len(plan.dropped) > GENERATION_WARNING_SHARE * model.num_layers:
         logger.warning(
             "%d of %d layers go, above %d %%: published results collapse around there, and generation suffers first",
@@ -135,14 +178,20 @@ def make_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Score
     return plan
 
 
-def choose_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None) -> Plan:
-    """Choose the layers that go.
+def choose_plan(
+    config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None, judge: Judge | None = None
+) -> Plan:
+    """Choose what goes.
+
+    Surgery that has to be fitted to the model is not in the plan yet: what it keeps of the choice is the drop.
 
     Args:
         config: the recipe.
         model: the base model.
-        sizes: what its blocks weigh; used where the amount is a share of parameters or bytes.
+        sizes: what its blocks weigh; used where the amount is a share of parameters, bytes or FLOPs, and where parts
+            of blocks go.
         scores: what was measured; None for recipes that measure nothing and for `layers=[...]`.
+        judge: answers planners that search.
 
     Raises:
         ConfigError: the amount does not fit the model, or scores of another model were given.
@@ -155,22 +204,60 @@ def choose_plan(config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Sco
             f"model ({_in_words(model)}). Measure again"
         )
     if config.layers is not None:
-        named = "Layers {} were" if len(config.layers) > 1 else "Layer {} was"
-        choice = Choice(config.layers, f"{named.format(ranges(config.layers))} named by the user.")
+        choice = _named(config.layers, recipe, model, sizes)
     else:
-        choice = _choose(config, recipe, model, sizes, scores)
+        choice = _choose(config, recipe, model, sizes, scores, judge)
     return Plan(
         model=model,
         method=config.method,
         planner="named" if config.layers is not None else recipe.planner,
-        operations=(Operation(recipe.surgery, choice.layers, dict(config.surgery_kwargs)),),
+        operations=_operations(config, recipe, choice),
         reason=choice.reason,
         distance=choice.distance,
         runner_up=choice.runner_up,
         gap=choice.gap,
         gap_standard_error=choice.gap_standard_error,
         scores=None if scores is None or config.layers is not None else scores_digest(scores),
+        trials=choice.trials,
     )
+
+
+def _operations(config: PrunerConfig, recipe: Method, choice: Choice) -> tuple[Operation, ...]:
+    found = [
+        Operation("silence", layers, {"part": part})
+        for part in ("attention", "mlp")
+        if (layers := layers_of(choice.units, part))  # type: ignore[arg-type]
+    ]
+    if choice.layers:
+        to_fit = recipe.surgery in fitted
+        kind, options = ("drop", {}) if to_fit else (recipe.surgery, config.options("surgery"))
+        found.append(Operation(kind, choice.layers, options))
+    return tuple(found)
+
+
+def _named(layers: tuple[int, ...], recipe: Method, model: ModelRef, sizes: Sizes) -> Choice:
+    named = "Layers {} were" if len(layers) > 1 else "Layer {} was"
+    reason = f"{named.format(ranges(layers))} named by the user."
+    if recipe.unit == "block":
+        return Choice(blocks(layers), reason)
+    units = tuple(sorted(Unit(i, part) for part in parts_of(recipe.unit) for i in layers))
+    for unit in units:
+        if not _has(unit, sizes):
+            raise ConfigError(f"layers={list(layers)}: '{model.id}' has no {unit} that could go")
+    return Choice(units, reason)
+
+
+def _has(unit: Unit, sizes: Sizes) -> bool:
+    each = sizes.parts.get(unit.part, {}).get("parameters", ())
+    return unit.part == "block" or (unit.layer < len(each) and each[unit.layer] > 0)
+
+
+def _units(config: PrunerConfig, recipe: Method, model: ModelRef, sizes: Sizes) -> tuple[Unit, ...]:
+    allowed = allowed_blocks(recipe, model.num_layers, model.id, config.protect)
+    found = tuple(unit for i in allowed for part in parts_of(recipe.unit) if _has(unit := Unit(i, part), sizes))
+    if not found:
+        raise ConfigError(f"'{model.id}' has no {_WORDS[recipe.unit]} that could go alone; take unit='block'")
+    return found
 
 
 def _identity(model: ModelRef) -> tuple[str, int, str]:
@@ -187,60 +274,113 @@ def scores_digest(scores: Scores) -> str:
     return hashlib.sha256(serial.dumps(scores.to_dict()).encode()).hexdigest()
 
 
-def _choose(config: PrunerConfig, recipe: Method, model: ModelRef, sizes: Sizes, scores: Scores | None) -> Choice:
+def _choose(
+    config: PrunerConfig,
+    recipe: Method,
+    model: ModelRef,
+    sizes: Sizes,
+    scores: Scores | None,
+    judge: Judge | None,
+) -> Choice:
     entry = planner.get(recipe.planner)
-    allowed = allowed_blocks(recipe, model.num_layers, model.id)
+    units, depth = _units(config, recipe, model, sizes), model.num_layers
+    most = min(len(units), depth - 1) if recipe.unit == "block" else len(units)
 
     def choose(count: int) -> Choice:
-        return entry.function(scores, count, allowed, **config.planner_kwargs)
+        problem = Problem(model.id, depth, units, count, scores, judge, config.calibration.seed)
+        return entry.function(problem, **config.options("planner"))
 
     if config.drop_layers is not None:
+        if config.drop_layers > most:
+            raise ConfigError(
+                f"drop_layers={config.drop_layers}: '{model.id}' has {most} {_WORDS[recipe.unit]} that can go"
+            )
         return choose(config.drop_layers)
     assert config.sparsity is not None
     if config.amount_of == "layers":
-        choice = choose(_whole_layers(config.sparsity, model.num_layers))
-        reached = len(choice.layers) / model.num_layers
+        total = depth * len(parts_of(recipe.unit))
+        choice = choose(min(_whole_layers(config.sparsity, total), most))
+        reached = len(choice.units) / total
     else:
-        each = sizes.parameters if config.amount_of == "parameters" else sizes.bytes
-        total = sizes.total_parameters if config.amount_of == "parameters" else sizes.total_bytes
-        choice = _choose_by_weight(config, recipe, model, each, total, choose)
-        reached = sum(each[i] for i in choice.layers) / total
+        total = sizes.total(config.amount_of)
+        search = _size_that_fits if entry.needs == "judge" else _choose_by_weight
+        choice = search(config, recipe, model, sizes, units, most, choose)
+        reached = sum(sizes.weight(unit, config.amount_of) for unit in choice.units) / total
     logger.info(
-        "sparsity %s of %s: %d of %d layers go, which is %.4f",
-        config.sparsity, config.amount_of, len(choice.layers), model.num_layers, reached,
+        "sparsity %s of %s: %s go (%d of %d %s), which is %.4f",
+        config.sparsity, config.amount_of, in_words(choice.units), len(choice.units),
+        depth * len(parts_of(recipe.unit)), _WORDS[recipe.unit], reached,
     )  # fmt: skip
     return choice
+
+
+def _size_that_fits(
+    config: PrunerConfig,
+    recipe: Method,
+    model: ModelRef,
+    sizes: Sizes,
+    units: tuple[Unit, ...],
+    most: int,
+    choose: Callable[[int], Choice],
+) -> Choice:
+    """As many units as stay within the share whichever they are: a search is made once, not for each number."""
+    assert config.sparsity is not None
+    of = config.amount_of
+    budget = config.sparsity * sizes.total(of) * (1 + _ROUNDING)
+    heaviest = sorted((sizes.weight(unit, of) for unit in units), reverse=True)[:most]
+    count = sum(1 for k in range(1, len(heaviest) + 1) if sum(heaviest[:k]) <= budget)
+    asked = f"sparsity={config.sparsity} of the {of} of '{model.id}'"
+    if count == 0:
+        raise ConfigError(
+            f"{asked} is less than the heaviest of what may go; expected at least "
+            f"{_round_up(heaviest[0] / sizes.total(of))}"
+        )
+    lightest = sorted(sizes.weight(unit, of) for unit in units)
+    if count == most and sum(lightest[: most + 1]) <= budget and len(lightest) > most:
+        raise ConfigError(
+            f"{asked} is more than can go; expected at most {_round_down(sum(heaviest) / sizes.total(of))}, as "
+            f"{_protection(recipe, config.protect)} and one block has to stay"
+        )
+    return choose(count)
 
 
 def _choose_by_weight(
     config: PrunerConfig,
     recipe: Method,
     model: ModelRef,
-    each: Sequence[int],
-    total: int,
+    sizes: Sizes,
+    units: tuple[Unit, ...],
+    most: int,
     choose: Callable[[int], Choice],
 ) -> Choice:
-    """The most layers whose weight stays within the share asked for."""
+    """The most units whose weight stays within the share asked for."""
     assert config.sparsity is not None
+    of, total = config.amount_of, sizes.total(config.amount_of)
     budget = config.sparsity * total * (1 + _ROUNDING)
-    asked = f"sparsity={config.sparsity} of the {config.amount_of} of '{model.id}'"
-    most = min(len(allowed_blocks(recipe, model.num_layers, model.id)), model.num_layers - 1)
+    asked = f"sparsity={config.sparsity} of the {of} of '{model.id}'"
     weights: list[int] = []
     for count in range(most, 0, -1):
         choice = choose(count)
-        weights.append(sum(each[i] for i in choice.layers))
+        weights.append(sum(sizes.weight(unit, of) for unit in choice.units))
         if weights[-1] > budget:
             continue
-        kept = [size for i, size in enumerate(each) if i not in choice.layers]
-        if count == most and weights[-1] + min(kept) <= budget:
+        kept = [sizes.weight(u, of) for u in _everything(recipe, model, sizes) if u not in choice.units]
+        if count == most and kept and weights[-1] + min(kept) <= budget:
+            stays = " and one block has to stay" if recipe.unit == "block" else ""
             raise ConfigError(
                 f"{asked} is more than can go; expected at most {_round_down(weights[-1] / total)}, as "
-                f"{_protection(recipe)} and one block has to stay"
+                f"{_protection(recipe, config.protect)}{stays}"
             )
         return choice
     raise ConfigError(
         f"{asked} is less than the block that would go first; expected at least {_round_up(weights[-1] / total)}"
     )
+
+
+def _everything(recipe: Method, model: ModelRef, sizes: Sizes) -> list[Unit]:
+    """All units, protected ones too."""
+    every = (Unit(i, part) for i in range(model.num_layers) for part in parts_of(recipe.unit))
+    return [unit for unit in every if _has(unit, sizes)]
 
 
 def _whole_layers(share: float, depth: int) -> int:
@@ -255,23 +395,26 @@ def _round_down(share: float) -> float:
     return math.floor(share * 1e4 + _ROUNDING) / 1e4
 
 
-def _check_layers(layers: tuple[int, ...], depth: int, allowed: range, recipe: Method, name: str) -> None:
+def _check_layers(
+    layers: tuple[int, ...], depth: int, allowed: tuple[int, ...], recipe: Method, protect: Collection[int], name: str
+) -> None:
     outside = [i for i in layers if not 0 <= i < depth]
     if outside:
         raise ConfigError(
             f"layers={list(layers)}: {outside} out of range; '{name}' has {depth} blocks, counted 0 to {depth - 1}"
         )
-    if len(layers) >= depth:
+    if len(layers) >= depth and recipe.unit == "block":
         raise ConfigError(f"layers={list(layers)} leaves none of the {depth} blocks of '{name}'; keep at least one")
     protected = [i for i in layers if i not in allowed]
     if protected:
         raise ConfigError(
-            f"layers={list(layers)}: {protected} protected; {_protection(recipe)} of '{name}' ({depth} blocks). Leave "
-            "them out, or set protect_first / protect_last"
+            f"layers={list(layers)}: {protected} protected; {_protection(recipe, protect)} of '{name}' ({depth} "
+            "blocks). Leave them out, or set protect_first / protect_last"
         )
 
 
-def _protection(recipe: Method) -> str:
+def _protection(recipe: Method, protect: Collection[int] = ()) -> str:
+    named = f", and layers {ranges(tuple(protect))} are protected by name" if protect else ""
     if not recipe.protect_first and not recipe.protect_last:
-        return f"method '{recipe.name}' protects none"
-    return f"method '{recipe.name}' protects {recipe.protect_first} first and {recipe.protect_last} last"
+        return f"method '{recipe.name}' protects none{named}"
+    return f"method '{recipe.name}' protects {recipe.protect_first} first and {recipe.protect_last} last{named}"

@@ -1,10 +1,13 @@
 """What travels between the stages: frozen records that are also JSON files in the run folder."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 from hf_prune.figures import Completion, Evaluation, Fidelity, ModelEvaluation, Perplexity, Rate, Speed, TaskResult
 from hf_prune.record_base import Environment, ModelRef, Record, TextUse
+from hf_prune.units import Part, Unit
 
 __all__ = [
     "Completion",
@@ -26,6 +29,7 @@ __all__ = [
     "Speed",
     "TaskResult",
     "TextUse",
+    "Trial",
     "ranges",
 ]
 
@@ -48,6 +52,11 @@ class Scores(Record):
         layers: one score a layer, where the measure speaks of single layers ("redundancy": the mean cosine between
             a layer's input and output, in [-1, 1]).
         layer_standard_errors: of each of them, over samples.
+        importances: by part of a block ("block", "attention", "mlp"), how much that of each layer matters, where the
+            measure says so: what has the lowest goes first. None where a layer has no such part.
+        importance_errors: standard error of each of them, where the measure knows it.
+        whole: what the measure finds of the whole model, where it judges outputs (its loss, say).
+        forwards: passes of the text through the whole model that measuring took; a part of a pass counts as such.
     """
 
     FILE: ClassVar[str] = "scores.json"
@@ -62,6 +71,10 @@ class Scores(Record):
     seconds: float
     layers: tuple[float, ...] = ()
     layer_standard_errors: tuple[float, ...] = ()
+    importances: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    importance_errors: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    whole: float | None = None
+    forwards: float | None = None
 
     def windows(self, size: int) -> list[tuple[int, float, float]]:
         """All windows of `size` blocks as (start, distance, standard error), start = 0 … L - size."""
@@ -82,6 +95,21 @@ class Operation:
     kind: str
     layers: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One decision of a search over what goes.
+
+    Attributes:
+        removed: what was gone behind it, ascending.
+        score: the damage by the search's measure; lower is better.
+        tried: cuts that it was the best of.
+    """
+
+    removed: tuple[Unit, ...]
+    score: float
+    tried: int
 
 
 @dataclass(frozen=True)
@@ -181,9 +209,14 @@ class Plan(Record):
             positively correlated windows).
         scores: sha256 of the scores record, where scores were used.
         slicing: how wide the model becomes, where it is sliced.
+        trials: what a search decided, step by step.
+        forwards: passes of the calibration text through the whole model that the search took.
+        fits: of surgery that was fitted to the model, one sentence each on what was found.
+        fitted: sha256 of the file of fitted tensors, which lies beside the plan as `fitted.safetensors`.
     """
 
     FILE: ClassVar[str] = "plan.json"
+    FITTED: ClassVar[str] = "fitted.safetensors"
 
     model: ModelRef
     method: str
@@ -196,6 +229,44 @@ class Plan(Record):
     gap_standard_error: float | None = None
     scores: str | None = None
     slicing: Slicing | None = None
+    trials: tuple[Trial, ...] = ()
+    forwards: float | None = None
+    fits: tuple[str, ...] = ()
+    fitted: str | None = None
+
+    def at(self, folder: Path | None) -> Self:
+        """The plan with its file of fitted tensors in a folder; by its bare name where None is given."""
+        name = self.FITTED if folder is None else str(Path(folder).absolute() / self.FITTED)
+        moved = tuple(
+            dataclasses.replace(op, options={**op.options, "file": name}) if op.kind == "replace" else op
+            for op in self.operations
+        )
+        return dataclasses.replace(self, operations=moved)
+
+    def save(self, folder: Path) -> Path:
+        """See `Record.save`; the file of fitted tensors is named as one beside the record."""
+        return Record.save(self.at(None), folder)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """See `Record.load`."""
+        path = Path(path)
+        return super().load(path).at(path if path.is_dir() else path.parent)
+
+    @property
+    def only_drops(self) -> bool:
+        """Whether what is kept stays as it was, to the bit."""
+        return all(op.kind == "drop" for op in self.operations)
+
+    @property
+    def removed(self) -> tuple[Unit, ...]:
+        """All that goes or is silenced, ascending."""
+        units = [Unit(i) for i in self.dropped]
+        for op in self.operations:
+            if op.kind == "silence":
+                part: Part = op.options["part"]
+                units += [Unit(i, part) for i in op.layers]
+        return tuple(sorted(units))
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -219,7 +290,19 @@ class Plan(Record):
                 f"({1 - cut.mean_width:.1%} narrower on average, {change})"
             )
         layers = "layer" if len(self.dropped) == 1 else "layers"
-        return f"drop {layers} {ranges(self.dropped)} ({len(self.dropped)} of {self.model.num_layers}, counted from 0)"
+        told = [
+            f"drop {layers} {ranges(self.dropped)} ({len(self.dropped)} of {self.model.num_layers}, counted from 0)"
+        ]
+        if not self.dropped:
+            told = []
+        for op in self.operations:
+            if op.kind == "silence":
+                name = {"attention": "the attention", "mlp": "the MLP"}[op.options["part"]]
+                told.append(
+                    f"silence {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
+                    "counted from 0)"
+                )
+        return "; ".join(told) or "drop nothing"
 
 
 def ranges(layers: tuple[int, ...]) -> str:

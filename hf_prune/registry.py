@@ -29,6 +29,9 @@ class Entry:
         cuts: what it chooses or removes: whole "layers", the "width" of the residual stream, or "nothing".
         streamed: of a surgery: the same on a model without weights, `(decoder, layers, edits, **options)`; it changes
             the structure, and enters in `edits` what happens to the numbers. None where it needs the model in memory.
+        needs: of a measure: one "pass" through the blocks, the "outputs" of cut models, "gradients", or the "weights"
+            alone. Of a planner: "judge" where it asks for the damage of cuts while it chooses, else "scores" or
+            "nothing". Of a fitted surgery: "text" where it looks at hidden states, else "weights".
     """
 
     name: str
@@ -37,6 +40,7 @@ class Entry:
     function: Callable[..., Any]
     cuts: str = "layers"
     streamed: Callable[..., Any] | None = None
+    needs: str = ""
 
     def options(self) -> dict[str, Any]:
         """The keyword-only parameters of the function, which users may set, with their defaults."""
@@ -87,13 +91,14 @@ class Registry:
         url: str,
         cuts: str = "layers",
         streamed: Callable[..., Any] | None = None,
+        needs: str = "",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function, cuts, streamed)
+            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs)
             return function
 
         return register
@@ -101,6 +106,10 @@ class Registry:
     def __iter__(self) -> Iterator[Entry]:
         """All entries, in order of registration."""
         return iter(self._load().values())
+
+    def __contains__(self, name: str) -> bool:
+        """Whether something is registered under a name."""
+        return name in self._load()
 
     def get(self, name: str) -> Entry:
         """Look up a name.
@@ -120,3 +129,16 @@ class Registry:
 measure = Registry("measure", "hf_prune.measures")
 planner = Registry("planner", "hf_prune.planners")
 surgery = Registry("surgery", "hf_prune.surgery")
+fitted = Registry("surgery", "hf_prune.fitting")
+
+
+def surgery_named(name: str) -> Entry:
+    """Look up a surgery: one that a plan names as it is, or one that has to be fitted to the model first.
+
+    Raises:
+        ConfigError: nothing is registered under the name.
+    """
+    known = [entry.name for registry in (surgery, fitted) for entry in registry if entry.cuts != "nothing"]
+    if name not in known:
+        raise ConfigError(f"unknown surgery '{name}'; expected one of: {', '.join(known)}.{did_you_mean(name, known)}")
+    return fitted.get(name) if name in fitted else surgery.get(name)

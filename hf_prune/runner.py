@@ -8,7 +8,7 @@ hidden states rest between two blocks.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +18,14 @@ from torch import nn
 
 from hf_prune.activation_store import ActivationStore
 from hf_prune.architecture import Decoder
+from hf_prune.architecture.sublayers import silenced
 from hf_prune.block_calls import Call, KeptCalls, first, replaced_forwards, run_block
 from hf_prune.block_weights import BlockWeights, ResidentWeights
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
 from hf_prune.progress import tqdm
 from hf_prune.samples import Batch
+from hf_prune.tries import Branching, Removed, branchings
+from hf_prune.units import Unit, as_cut
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Observer(Protocol):
     """Looks on while hidden states pass through the blocks, and adds to running sums.
 
     One that needs no more than the first blocks says so in an attribute `last_block`, the index of the last of them.
+    One that looks into blocks has a method `around(layer, block)`, a context in which the block runs: forward hooks
+    that it registers there hand it what `see` does not.
     """
 
     def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
@@ -94,13 +99,36 @@ def _last_needed(observers: Sequence[Observer], depth: int) -> int:
     )
 
 
-def _checked(cut: Collection[int], depth: int, name: str) -> frozenset[int]:
-    removed = frozenset(cut)
-    if not removed <= set(range(depth)) or len(removed) == depth:
+def _checked(cut: Collection[int | Unit], depth: int, name: str) -> frozenset[Unit]:
+    removed = as_cut(cut)
+    whole = {unit.layer for unit in removed if unit.part == "block"}
+    if not {unit.layer for unit in removed} <= set(range(depth)) or len(whole) == depth:
         raise ConfigError(
-            f"a cut of '{name}' removes the blocks {sorted(removed)}; expected some of 0 to {depth - 1}, not all"
+            f"a cut of '{name}' removes {', '.join(map(str, sorted(removed)))}; expected some of blocks 0 to "
+            f"{depth - 1}, not all of them"
         )
     return removed
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """A batch on its way, and how every block is called with it."""
+
+    number: int
+    calls: Sequence[Call]
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Who looks at which branch, and who is told of the ends of the others."""
+
+    observers: Sequence[Observer]
+    index: int
+    leave: Leave | None
+
+    def at(self, tree: Branching) -> Sequence[Observer]:
+        return self.observers if self.index in tree.members else ()
 
 
 class Walker:
@@ -119,7 +147,7 @@ class Walker:
         self.decoder = decoder
         self._weights = ResidentWeights(decoder) if weights is None else weights
         self._scratch = scratch
-        self._tuples = self._probe() if self._weights.all_at_once else self._probe_with_stubs()
+        self.tuples = self._probe() if self._weights.all_at_once else self._probe_with_stubs()
 
     def walk(
         self,
@@ -127,21 +155,25 @@ class Walker:
         observers: Sequence[Observer] = (),
         total: int | None = None,
         *,
-        cuts: Sequence[Collection[int]] = (),
+        cuts: Sequence[Collection[int | Unit]] = (),
         leave: Leave | None = None,
+        seen: Collection[int | Unit] = (),
     ) -> float:
-        """Send every batch through the blocks, once; through each of a few cut models besides.
+        """Send every batch through the blocks, once; through each of some cut models besides.
 
         Each cut is a branch of hidden states that passes the removed blocks by. Branches are one as long as they have
-        passed by the same blocks, and so cost nothing before their first removed block.
+        passed by the same blocks: hidden states before the first difference are never computed twice.
 
         Args:
             batches: on any device.
             observers: called after each block of the whole model. Where each says in `last_block` which block is the
                 last that it needs, those behind are neither read nor run.
             total: number of batches, for the progress bar; no bar when None.
-            cuts: the blocks that each cut removes.
-            leave: told what enters the last norm, for each cut and each batch; needed with cuts.
+            cuts: what each cut removes: blocks, by index, or parts of them.
+            leave: told what enters the last norm, for each cut and each batch (one batch after the other, and within
+                one the cuts in any order); needed with cuts.
+            seen: what the model that the observers look at lacks; nothing of the whole one. They are not shown
+                blocks that are gone.
 
         Returns:
             Seconds taken.
@@ -155,15 +187,46 @@ class Walker:
         started = time.perf_counter()
         weights, depth = self._weights, self.decoder.num_layers
         removed = [_checked(cut, depth, self.decoder.name) for cut in cuts]
+        shown = _checked(seen, depth, self.decoder.name)
         needed = depth if cuts else _last_needed(observers, depth) + 1
         with evaluating(self.decoder.model), weights.computing(), torch.inference_mode():
-            if weights.all_at_once and not cuts:
+            if weights.all_at_once:
+                # The model that is looked at is one more branch, the last one.
+                tree = branchings([*removed, *([shown] if observers or not removed else [])], needed)
+                looked = _Looked(observers, len(removed), leave)
                 for number, batch in enumerate(tqdm(batches, "measuring", total, unit="batch", disable=total is None)):
-                    for layer, inputs, outputs, mask in self.steps(batch, needed):
-                        self._show(observers, Place(layer, depth, number), inputs, outputs, mask)
+                    hidden, calls = self.calls(batch)
+                    mask = batch.attention_mask.to(weights.device)
+                    self._on(tree, 0, hidden, _Passing(number, calls, mask), looked)
             else:
-                self._by_block(batches, observers, needed, total is not None, removed, leave)
+                self._by_block(batches, observers, needed, total is not None, removed, leave, shown)
         return time.perf_counter() - started
+
+    def _on(self, tree: Branching, layer: int, hidden: torch.Tensor, batch: "_Passing", looked: "_Looked") -> None:
+        """One branch on to its end; where it divides, one of its parts after the other."""
+        for gone in tree.shared:
+            hidden = self._through(layer, gone, hidden, batch, looked.at(tree))
+            layer += 1
+        if tree.ends:
+            for index in tree.members:
+                if index != looked.index:
+                    assert looked.leave is not None, "cuts without leave"
+                    looked.leave(index, batch.number, hidden, batch.mask)
+        for gone, rest in tree.branches:
+            self._on(rest, layer + 1, self._through(layer, gone, hidden, batch, looked.at(rest)), batch, looked)
+
+    def _through(
+        self, layer: int, gone: Removed, hidden: torch.Tensor, batch: "_Passing", looking: Sequence[Observer]
+    ) -> torch.Tensor:
+        if gone.whole:
+            return hidden
+        block = self.decoder.blocks[layer]
+        with _looking_in(looking, layer, block), silenced(block, gone.parts):
+            outputs = first(run_block(block, batch.calls[layer], hidden))
+        if looking:
+            place = Place(layer, self.decoder.num_layers, batch.number)
+            self._show(looking, place, hidden, outputs, batch.mask.to(outputs.device))
+        return outputs
 
     def _by_block(
         self,
@@ -171,39 +234,46 @@ class Walker:
         observers: Sequence[Observer],
         needed: int,
         bar: bool,
-        cuts: Sequence[frozenset[int]],
+        cuts: Sequence[frozenset[Unit]],
         leave: Leave | None,
+        shown: frozenset[Unit],
     ) -> None:
         weights, depth = self._weights, self.decoder.num_layers
         store = ActivationStore(_states_budget(weights), self._scratch)
-        calls, masks, whole = KeptCalls(store), [], frozenset[int]()
+        calls, masks, none = KeptCalls(store), [], frozenset[Unit]()
+        wanted = [*cuts, *([shown] if observers or not cuts else [])]
         with weights.surroundings():
             for number, batch in enumerate(batches):
-                store[number, whole], kept = self.calls(batch)
+                store[number, none], kept = self.calls(batch)
                 calls.keep(number, kept)
                 masks.append(batch.attention_mask.to(weights.device))
-        branches = {whole}
+        branches = {none}
         with closing(weights.blocks(range(needed))) as blocks:
             for layer, block in tqdm(blocks, "measuring", needed, unit="block", disable=not bar):
                 # What each cut has removed so far tells its branch.
-                behind = {frozenset(i for i in cut if i <= layer) for cut in cuts} | ({whole} if observers else set())
+                behind = {frozenset(unit for unit in cut if unit.layer <= layer) for cut in wanted}
+                watched = frozenset(unit for unit in shown if unit.layer <= layer)
                 for number, mask in enumerate(masks):
                     for branch in branches:
-                        if branch | {layer} in behind:
-                            store.branch((number, branch), (number, branch | {layer}))
-                        if branch not in behind:
-                            del store[number, branch]
-                            continue
-                        inputs = store[number, branch].to(weights.device)
-                        outputs = first(run_block(block, calls.get(number, layer, weights.device), inputs))
-                        if not branch and observers:
-                            self._show(observers, Place(layer, depth, number), inputs, outputs, mask)
-                        if outputs.dtype != inputs.dtype:  # some models go on in float32 behind their first block
-                            del store[number, branch]
-                        store[number, branch] = outputs
+                        after = [more for more in behind if {unit for unit in more if unit.layer < layer} == branch]
+                        after.sort(key=lambda more: more == branch)  # its own key last: that overwrites `before`
+                        before = store[number, branch].to(weights.device)
+                        for more in after:
+                            outputs, gone = before, Removed.at(layer, more)
+                            looking = observers if more == watched and not gone.whole else ()
+                            if not gone.whole:
+                                call = calls.get(number, layer, weights.device)
+                                with _looking_in(looking, layer, block), silenced(block, gone.parts):
+                                    outputs = first(run_block(block, call, before))
+                            if looking:
+                                self._show(looking, Place(layer, depth, number), before, outputs, mask)
+                            # Some models go on in float32 behind their first block.
+                            if more is after[-1] and (more != branch or outputs.dtype != before.dtype):
+                                del store[number, branch]
+                            store[number, more] = outputs
                 branches = behind
-        for index, cut in enumerate(cuts):
-            for number, mask in enumerate(masks):
+        for number, mask in enumerate(masks):
+            for index, cut in enumerate(cuts):
                 assert leave is not None, "cuts without leave"
                 leave(index, number, store[number, cut], mask)
 
@@ -233,7 +303,7 @@ class Walker:
             if not entering:
                 entering.append(hidden)
             calls.append(call)
-            return (hidden,) if self._tuples else hidden
+            return (hidden,) if self.tuples else hidden
 
         with replaced_forwards(self.decoder.blocks, stub):
             self._forward(batch.to(self._weights.device))
@@ -256,14 +326,14 @@ class Walker:
             with evaluating(self.decoder.model), torch.inference_mode():
                 self._forward(batch)
                 handle.remove()
-                self._tuples = bool(seen) and isinstance(seen[0], tuple)
+                self.tuples = bool(seen) and isinstance(seen[0], tuple)
                 *_, (_, _, walked, _) = self.steps(batch)
         finally:
             handle.remove()
         expected = first(seen[0])
         if not torch.equal(torch.nan_to_num(expected), torch.nan_to_num(walked)):
             raise self._acts_between()
-        return self._tuples
+        return self.tuples
 
     def _probe_with_stubs(self) -> bool:
         """The same without a block in memory: the model must hand on, untouched, whatever a block returns."""
@@ -300,6 +370,17 @@ class Walker:
             f"'{self.decoder.name}' ({type(self.decoder.model).__name__}) changes the hidden states between two "
             "blocks; only models that hand them from block to block can be measured"
         )
+
+
+@contextmanager
+def _looking_in(observers: Sequence[Observer], layer: int, block: nn.Module) -> Iterator[None]:
+    """The contexts of all observers that look into blocks."""
+    with ExitStack() as stack:
+        for observer in observers:
+            around = getattr(observer, "around", None)
+            if around is not None:
+                stack.enter_context(around(layer, block))
+        yield
 
 
 @contextmanager

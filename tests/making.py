@@ -10,7 +10,10 @@ import torch
 from hypothesis import settings
 from transformers import PreTrainedModel
 
+from hf_prune.planners.problem import Judge, Problem
 from hf_prune.records import Environment, ModelRef, Scores, TextUse
+
+from hf_prune.units import Unit
 
 from .evaluation.text import VOCAB, byte_tokenizer
 from .tiny import tiny_model
@@ -28,6 +31,12 @@ def reference(depth: int, digest: str = "d" * 64, **fields: Any) -> ModelRef:
     return ModelRef(
         **{"id": "org/model", "revision": None, "model_type": "llama", **fields}, num_layers=depth, digest=digest
     )
+
+
+def asked(record: Scores | None, size: int, allowed: Sequence[int], judge: Judge | None = None) -> Problem:
+    """A problem that asks for `size` of these blocks."""
+    depth = max(allowed) + 1 if record is None else record.model.num_layers
+    return Problem("org/model", depth, tuple(Unit(i) for i in allowed), size, record, judge)
 
 
 def scores(distances: Sequence[Sequence[float]], errors: Sequence[Sequence[float]] | None = None) -> Scores:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig, check_indices
 from hf_prune.errors import ConfigError, HubError
-from hf_prune.methods import METHODS, get_method
+from hf_prune.methods import FILES, METHODS, get_method
 
 from . import making  # noqa: F401 (sets the profile of hypothesis)
 from .hub.fixtures import ALICE
@@ -160,7 +160,7 @@ def test_no_recipe_on_the_hub(hub, hub_token, new_repo_id) -> None:
         ({"sparsity_of": "heads"}, r"PrunerConfig\.sparsity_of='heads'; expected one of: 'layers', .*, 'width'"),
         (
             {"method": "uild"},
-            "unknown method 'uild'; expected one of: uidl, simple, slicegpt, dynamic-slicing.*Did you mean 'uidl'",
+            "unknown method 'uild'; expected one of: uidl, simple, slicegpt, dynamic-slicing, .*Did you mean 'uidl'",
         ),
         ({"measure": "angel"}, "unknown measure 'angel'"),
         ({"planner": "windw"}, "unknown planner 'windw'.*Did you mean 'window'"),
@@ -260,7 +260,16 @@ def test_overrides_fill_the_recipe() -> None:
 def test_recipes_name_what_is_registered() -> None:
     for name, method in METHODS.items():
         assert method.name == name and method.paper.startswith("https://arxiv.org/abs/")
-        PrunerConfig(name, measure=method.measure, planner=method.planner, surgery=method.surgery)  # known names
+        PrunerConfig(
+            name,
+            measure=method.measure,
+            planner=method.planner,
+            surgery=method.surgery,
+            measure_kwargs=method.measure_kwargs,
+            planner_kwargs=method.planner_kwargs,
+            surgery_kwargs=method.surgery_kwargs,
+        )  # known names, known options
+    assert len(METHODS) == sum(len(file.METHODS) for file in FILES)
     uidl, simple = METHODS["uidl"], METHODS["simple"]
     assert (uidl.measure, uidl.planner, uidl.protect_first, uidl.protect_last) == ("angular", "window", 0, 0)
     assert (simple.measure, simple.planner, simple.protect_first, simple.protect_last) == (None, "before_last", 0, 1)
@@ -269,7 +278,7 @@ def test_recipes_name_what_is_registered() -> None:
     assert (slicegpt.measure, slicegpt.planner, slicegpt.surgery) == (None, "constant_width", "slice")
     assert (dynamic.measure, dynamic.planner, dynamic.surgery) == ("redundancy", "dynamic_width", "slice")
     assert slicegpt.dataset == dynamic.dataset == ("tatsu-lab/alpaca", "default", "train", "train")
-    assert [method.cuts for method in METHODS.values()] == ["layers", "layers", "width", "width"]
+    assert [method.name for method in METHODS.values() if method.cuts == "width"] == ["slicegpt", "dynamic-slicing"]
     assert {method.healing for method in METHODS.values() if method.cuts == "width"} == {"slicegpt"}
 
 

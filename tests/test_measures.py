@@ -17,7 +17,7 @@ from hf_prune.registry import measure
 from hf_prune.runner import Place, Walker
 from hf_prune.samples import batches, by_length
 
-from .making import logits
+from .making import asked, logits
 from .tiny import DEPTH, tiny_model, tokens
 
 LENGTHS = (5, 12, 3, 9, 12, 2, 7)
@@ -140,8 +140,8 @@ def test_planted_identity_blocks_are_free(tmp_path) -> None:
     zero = {(i, j) for i in range(DEPTH + 1) for j in range(DEPTH + 1) if found["distances"][i, j] == 0.0}
     assert zero == {(i, i) for i in range(DEPTH + 1)} | {(3, 4), (4, 3), (5, 6), (6, 5)}
     assert found["standard_errors"][3, 4] == found["standard_errors"][5, 6] == 0.0
-    assert window(scores(found["distances"]), 1, range(DEPTH)).layers == (3,)
-    assert window(scores(found["distances"]), 1, range(4, DEPTH)).layers == (5,)
+    assert window(asked(scores(found["distances"]), 1, range(DEPTH))).layers == (3,)
+    assert window(asked(scores(found["distances"]), 1, range(4, DEPTH))).layers == (5,)
     before = logits(model, tokens(3, 11))
     assert torch.equal(logits(prune_layers(model, [3, 5]), tokens(3, 11)), before)
 

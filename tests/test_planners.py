@@ -11,7 +11,7 @@ from hf_prune.errors import ConfigError
 from hf_prune.planners.window import before_last, window
 from hf_prune.records import Scores
 
-from .making import scores
+from .making import asked, scores
 
 GRID = st.integers(0, 12).map(lambda k: k / 12)  # coarse, so that ties are common
 
@@ -33,7 +33,7 @@ def problems(draw: st.DrawFn) -> tuple[Scores, int, range]:
 @given(problems())
 def test_window_equals_exhaustive_search(problem: tuple[Scores, int, range]) -> None:
     record, size, allowed = problem
-    choice = window(record, size, allowed)
+    choice = window(asked(record, size, allowed))
     found = [
         (record.distances[start][start + size], start)
         for start in range(record.model.num_layers)
@@ -79,20 +79,20 @@ def test_published_windows_are_windows_of_ours(name: str) -> None:
     depth, starts = GOLDEN[name]
     record = valley(depth, {size: start for size, start in enumerate(starts, 1)})
     for size, start in enumerate(starts, 1):
-        layers = window(record, size, range(depth)).layers
+        layers = window(asked(record, size, range(depth))).layers
         assert layers == tuple(range(start, start + size))
         assert layers[-1] < depth - 1, "the authors never drop the last block"
     if name == "llama-2-7b":
-        assert window(record, 8, range(depth)).layers == tuple(range(21, 29))
+        assert window(asked(record, 8, range(depth))).layers == tuple(range(21, 29))
 
 
 def test_window_may_begin_at_the_first_block_and_end_with_the_last() -> None:
-    assert window(valley(5, {2: 0}), 2, range(5)).layers == (0, 1)
-    assert window(valley(5, {2: 3}), 2, range(5)).layers == (3, 4)
+    assert window(asked(valley(5, {2: 0}), 2, range(5))).layers == (0, 1)
+    assert window(asked(valley(5, {2: 3}), 2, range(5))).layers == (3, 4)
 
 
 def test_reason_is_one_readable_sentence() -> None:
-    choice = window(valley(8, {3: 4}), 3, range(8))
+    choice = window(asked(valley(8, {3: 4}), 3, range(8)))
     assert choice.reason == (
         "Among the 6 windows of 3 blocks, 4–6 turns the residual stream least: its input and output are "
         "0.1030 ± 0.0000 apart (angle / π)."
@@ -103,14 +103,14 @@ def test_window_needs_scores() -> None:
     with pytest.raises(
         ConfigError, match="planner 'window' chooses by distances; it needs a measure such as 'angular'"
     ):
-        window(None, 2, range(8))
+        window(asked(None, 2, range(8)))
 
 
 def test_simple_drops_the_deepest_but_the_last() -> None:
-    assert before_last(None, 8, range(31)).layers == tuple(range(23, 31))
-    assert before_last(None, 1, range(31)).layers == (30,)
-    assert before_last(None, 31, range(31)).layers == tuple(range(31))
-    assert before_last(None, 3, range(2, 10)).layers == (7, 8, 9)
-    choice = before_last(None, 8, range(31))
+    assert before_last(asked(None, 8, range(31))).layers == tuple(range(23, 31))
+    assert before_last(asked(None, 1, range(31))).layers == (30,)
+    assert before_last(asked(None, 31, range(31))).layers == tuple(range(31))
+    assert before_last(asked(None, 3, range(2, 10))).layers == (7, 8, 9)
+    choice = before_last(asked(None, 8, range(31)))
     assert choice.reason == "The 8 deepest blocks that are not protected go (23–30); nothing was measured."
     assert choice.distance is choice.runner_up is choice.gap is None

@@ -19,7 +19,7 @@ from hf_prune.runner import Place, Walker
 from hf_prune.samples import Samples, batches, by_length
 from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 
-from .making import TEXT, logits, reference
+from .making import TEXT, asked, logits, reference
 from .tiny import DEPTH, tiny_model, tokens
 
 LENGTHS = (5, 12, 3, 9, 12, 2, 7)
@@ -257,4 +257,4 @@ def test_window_refuses_scores_of_single_layers() -> None:
     with pytest.raises(
         ConfigError, match="planner 'window' .* measure 'redundancy' gives none; expected measure 'angular'"
     ):
-        window(made, 2, range(DEPTH))
+        window(asked(made, 2, range(DEPTH)))

@@ -131,14 +131,14 @@ def plan_command(
 
 def _plan_from_scores(config: Any, scores: Scores) -> Plan:
     from hf_prune.errors import ConfigError
-    from hf_prune.plan import Sizes, make_plan
+    from hf_prune.plan import NOT_WEIGHED, make_plan
 
     if config.sparsity is not None and config.amount_of != "layers":
         raise ConfigError(
             f"sparsity_of='{config.amount_of}' needs the sizes of the model's parts, which scores do not hold; plan "
             f"from the model instead: hf-prune plan {scores.model.id} ..."
         )
-    return make_plan(config, scores.model, Sizes((), (), 0, 0), scores)
+    return make_plan(config, scores.model, NOT_WEIGHED, scores)
 
 
 def _plan_facts(plan: Plan, folder: Path) -> dict[str, Any]:

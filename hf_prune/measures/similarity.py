@@ -8,7 +8,12 @@ from hf_prune.registry import measure
 from hf_prune.runner import Place
 
 
-@measure("angular", title="Angular distance between block inputs, last token", url="https://arxiv.org/abs/2403.17887")
+@measure(
+    "angular",
+    title="Angular distance between block inputs, last token",
+    url="https://arxiv.org/abs/2403.17887",
+    needs="pass",
+)
 def angular() -> "PairwiseAngles":
     """Mean angle between h_i and h_j at the last token of each sample (UIDL equation 7)."""
     return PairwiseAngles()

@@ -3,25 +3,27 @@
 import math
 
 from hf_prune.errors import ConfigError
-from hf_prune.planners.choice import Choice
-from hf_prune.records import Scores, ranges
+from hf_prune.planners.choice import Choice, blocks
+from hf_prune.planners.problem import Problem
+from hf_prune.records import ranges
 from hf_prune.registry import planner
 
 _UIDL = "https://arxiv.org/abs/2403.17887"
 
 
-@planner("window", title="The contiguous window with the smallest distance across it", url=_UIDL)
-def window(scores: Scores | None, size: int, allowed: range) -> Choice:
+@planner("window", title="The contiguous window with the smallest distance across it", url=_UIDL, needs="scores")
+def window(problem: Problem) -> Choice:
     """argmin over starts of d(h_start, h_(start+size)) (UIDL section 3.2, steps 1 and 2).
 
     Args:
-        scores: pairwise distances.
-        size: blocks that go.
-        allowed: blocks that may go (the unprotected ones).
+        problem: what is asked; its scores are pairwise distances.
 
     Raises:
-        ConfigError: there are no scores to choose by, or they say nothing of pairs of layers.
+        ConfigError: there are no scores to choose by, they say nothing of pairs of layers, parts of blocks are asked
+            for, or protected blocks leave no window.
     """
+    scores, size = problem.scores, problem.size
+    check_blocks(problem, "window")
     if scores is None:
         raise ConfigError("planner 'window' chooses by distances; it needs a measure such as 'angular', got none")
     if not scores.distances:
@@ -29,7 +31,13 @@ def window(scores: Scores | None, size: int, allowed: range) -> Choice:
             f"planner 'window' chooses by distances between all pairs of layers, and measure '{scores.measure}' gives "
             "none; expected measure 'angular'. Measure again with it"
         )
-    candidates = [w for w in scores.windows(size) if w[0] >= allowed.start and w[0] + size <= allowed.stop]
+    allowed = {unit.layer for unit in problem.units}
+    candidates = [w for w in scores.windows(size) if allowed.issuperset(range(w[0], w[0] + size))]
+    if not candidates:
+        raise ConfigError(
+            f"no {size} blocks of '{problem.model}' in a row may go; those that may: {ranges(tuple(sorted(allowed)))}"
+            ". Protect fewer, or drop fewer"
+        )
     candidates.sort(key=lambda w: (w[1], w[0]))
     (start, distance, error), *others = candidates
     layers = tuple(range(start, start + size))
@@ -38,10 +46,10 @@ def window(scores: Scores | None, size: int, allowed: range) -> Choice:
         f"its input and output are {distance:.4f} ± {error:.4f} apart (angle / π)."
     )
     if not others:
-        return Choice(layers, reason, distance)
+        return Choice(blocks(layers), reason, distance)
     second, second_distance, second_error = others[0]
     return Choice(
-        layers,
+        blocks(layers),
         reason,
         distance,
         runner_up=tuple(range(second, second + size)),
@@ -50,16 +58,33 @@ def window(scores: Scores | None, size: int, allowed: range) -> Choice:
     )
 
 
-@planner("before_last", title="The deepest blocks but the last, without measuring", url=_UIDL)
-def before_last(scores: Scores | None, size: int, allowed: range) -> Choice:
+@planner("before_last", title="The deepest blocks but the last, without measuring", url=_UIDL, needs="nothing")
+def before_last(problem: Problem) -> Choice:
     """Blocks L-1-n … L-2, counted from 0 (UIDL section 4.4; the paper's range counts from 1).
 
     Args:
-        scores: ignored.
-        size: blocks that go.
-        allowed: blocks that may go; the recipe protects the last one.
+        problem: what is asked; the recipe protects the last block.
+
+    Raises:
+        ConfigError: parts of blocks are asked for.
     """
-    layers = tuple(range(allowed.stop - size, allowed.stop))
+    check_blocks(problem, "before_last")
+    layers = tuple(unit.layer for unit in problem.units[-problem.size :])
     return Choice(
-        layers, f"The {size} deepest blocks that are not protected go ({ranges(layers)}); nothing was measured."
+        blocks(layers),
+        f"The {problem.size} deepest blocks that are not protected go ({ranges(layers)}); nothing was measured.",
     )
+
+
+def check_blocks(problem: Problem, planner: str) -> None:
+    """Refuse parts of blocks.
+
+    Args:
+        problem: what is asked.
+        planner: who is asked.
+
+    Raises:
+        ConfigError: parts of blocks are asked for.
+    """
+    if any(unit.part != "block" for unit in problem.units):
+        raise ConfigError(f"planner '{planner}' chooses among whole blocks; take unit='block', or another planner")

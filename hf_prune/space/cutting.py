@@ -19,7 +19,7 @@ from hf_prune.checkpoint import block_parameters, read_header, weight_files
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.methods import METHODS, Method, get_method
-from hf_prune.plan import Sizes, allowed_blocks, choose_plan
+from hf_prune.plan import NOT_WEIGHED, allowed_blocks, choose_plan
 from hf_prune.records import ModelRef, Plan, Scores, ranges
 from hf_prune.space import comparing, gpu, settings
 from hf_prune.space.anatomy import distance_error
@@ -236,7 +236,7 @@ def _plan(pair: Pair, method: Method, drop_layers: int) -> Plan:
         )
     scores = _scores(pair, method)
     config = PrunerConfig(method=method.name, drop_layers=drop_layers)
-    return choose_plan(config, _base(pair), Sizes((), (), 0, 0), scores)
+    return choose_plan(config, _base(pair), NOT_WEIGHED, scores)
 
 
 def _scores(pair: Pair, method: Method) -> Scores | None:

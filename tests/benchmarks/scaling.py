@@ -24,7 +24,7 @@ from hf_prune.planners.window import window
 from hf_prune.precision import faster_dtype
 from hf_prune.runner import Walker
 from hf_prune.samples import Batch
-from tests.making import scores
+from tests.making import asked, scores
 
 from .checkpoints import Shapes
 
@@ -119,7 +119,7 @@ def _numbers_of_n(size: Size, runs: int) -> dict[str, Any]:
         found = observer.result()
         record = scores(found["distances"], found["standard_errors"])
         for number in range(1, count + 1):
-            window(record, number, range(size.layers))
+            window(asked(record, number, range(size.layers)))
         return time.perf_counter() - started
 
     chosen(1)

@@ -1,0 +1,5 @@
+"""Chosen without measuring."""
+
+from hf_prune.method import Method
+
+METHODS: tuple[Method, ...] = ()

@@ -1,0 +1,74 @@
+"""Cuts of one model as a tree: what they have in common is run once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_prune.units import Cut, Part
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What of one block is gone.
+
+    Attributes:
+        whole: whether the block is passed by.
+        parts: of it that write nothing, where it is not.
+    """
+
+    whole: bool
+    parts: frozenset[Part]
+
+    @classmethod
+    def at(cls, layer: int, cut: Cut) -> "Removed":
+        """What a cut removes of a block."""
+        parts = {unit.part for unit in cut if unit.layer == layer}
+        return cls(True, frozenset()) if "block" in parts else cls(False, frozenset(parts))
+
+
+@dataclass(frozen=True)
+class Branching:
+    """Blocks that cuts have in common, and what comes behind them.
+
+    Attributes:
+        shared: what is gone of each block that all these cuts run alike.
+        members: indices of the cuts that come here.
+        ends: whether the last block is among the shared ones.
+        branches: else what is gone of the next block, and what comes behind it.
+    """
+
+    shared: tuple[Removed, ...]
+    members: tuple[int, ...]
+    ends: bool
+    branches: tuple[tuple[Removed, "Branching"], ...]
+
+    def block_runs(self) -> int:
+        """Blocks that run for one batch."""
+        here = sum(1 for gone in self.shared if not gone.whole)
+        return here + sum((not gone.whole) + rest.block_runs() for gone, rest in self.branches)
+
+
+def branchings(cuts: Sequence[Cut], depth: int) -> Branching:
+    """Arrange cuts as a tree.
+
+    Args:
+        cuts: what each removes.
+        depth: blocks that there are.
+    """
+    rows = [[Removed.at(layer, cut) for layer in range(depth)] for cut in cuts]
+    return _arrange(rows, tuple(range(len(cuts))), 0, depth)
+
+
+def _arrange(rows: Sequence[Sequence[Removed]], among: tuple[int, ...], start: int, depth: int) -> Branching:
+    layer, shared = start, []
+    while layer < depth:
+        kinds = list(dict.fromkeys(rows[i][layer] for i in among))
+        if len(kinds) > 1:
+            break
+        shared.append(kinds[0])
+        layer += 1
+    if layer == depth:
+        return Branching(tuple(shared), among, True, ())
+    branches = tuple(
+        (kind, _arrange(rows, tuple(i for i in among if rows[i][layer] == kind), layer + 1, depth)) for kind in kinds
+    )
+    return Branching(tuple(shared), among, False, branches)
