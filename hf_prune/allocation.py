@@ -8,13 +8,20 @@ from hf_prune.errors import ConfigError
 
 
 def allocate(
-    scores: Sequence[float], mean: float, base: float, *, low: float = 0.0, high: float = 1.0
+    scores: Sequence[float],
+    mean: float,
+    base: float,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    weights: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
     """Shares in proportion to scores on top of a base, with a given mean (Dynamic Slicing, arXiv:2411.03513).
 
     FS_i = SB + (SP - SB) · LR_i / mean(LR), where SP is `mean`, SB is `base` and LR are the scores. Where a share
     would leave [low, high] it is clipped, and what clipping took is spread evenly over the layers that are not
     clipped, until none is left to clip: the shares are clip(FS_i + t, low, high), with the one t that keeps the mean.
+    OWL (arXiv:2310.05175) shares the weights that stay in the same way, on a base below `low`.
 
     Args:
         scores: one a layer, finite, at least 0; only their ratios matter. Equal scores, all zeros included, tell
@@ -24,15 +31,19 @@ def allocate(
             below `low`, which then clips.
         low: least share.
         high: greatest share.
+        weights: how much each layer counts in both means, above 0; all the same when None.
 
     Returns:
         One share a layer. Their mean is `mean` up to float rounding, and a higher score never has a lower share.
 
     Raises:
         ConfigError: a score is negative, NaN or infinite, or there is none; the mean is out of bounds; the base is
-            above the mean.
+            above the mean; there is not one weight a score, or one is not above 0.
     """
     _check_scores(scores)
+    weights = [1.0] * len(scores) if weights is None else weights
+    if len(weights) != len(scores) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ConfigError(f"weights {list(weights)} of {len(scores)} layers; expected one a layer, finite and above 0")
     if not all(map(math.isfinite, (low, high, base))) or not low <= mean <= high:
         raise ConfigError(
             f"no shares in [{low}, {high}] on a base of {base} have a mean of {mean}; expected finite numbers with "
@@ -47,11 +58,15 @@ def allocate(
     if base == mean or min(scores) == top:
         return (mean,) * len(scores)
     ratios = [score / top for score in scores]  # in [0, 1]: the mean of tiny or huge scores could vanish or overflow
-    scale = (mean - base) / (math.fsum(ratios) / len(ratios))
+    scale = (mean - base) / (_weighted_sum(ratios, weights) / math.fsum(weights))
     raw = [base + scale * ratio for ratio in ratios]
     if low <= min(raw) and max(raw) <= high:
         return tuple(raw)
-    return _fill(raw, mean, low, high)
+    return _fill(raw, mean, low, high, weights)
+
+
+def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
 
 
 def _check_scores(scores: Sequence[float]) -> None:
@@ -65,17 +80,17 @@ def _check_scores(scores: Sequence[float]) -> None:
             )
 
 
-def _fill(raw: Sequence[float], mean: float, low: float, high: float) -> tuple[float, ...]:
+def _fill(raw: Sequence[float], mean: float, low: float, high: float, weights: Sequence[float]) -> tuple[float, ...]:
     """clip(raw + t, low, high) with the t that gives the mean."""
 
     def shifted(shift: float) -> tuple[float, ...]:
         return tuple(min(max(value + shift, low), high) for value in raw)
 
     def filled(shift: float) -> float:
-        return math.fsum(shifted(shift))
+        return _weighted_sum(shifted(shift), weights)
 
     # The sum grows with t and is linear between the points where one share meets a bound.
-    total = mean * len(raw)
+    total = mean * math.fsum(weights)
     edges = sorted({bound - value for value in raw for bound in (low, high)})
     after = bisect_left(edges, total, key=filled)
     left, right = edges[max(after - 1, 0)], edges[min(after, len(edges) - 1)]

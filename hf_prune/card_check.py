@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hf_prune import eval_results
+from hf_prune.card_choice import in_a_sentence
 from hf_prune.card_metadata import Base, base_of
 from hf_prune.card_tasks import quoted
 from hf_prune.cards import shipped_model
@@ -183,7 +184,7 @@ def _secrets(text: str) -> Iterator[Finding]:
 
 
 def _against_records(folder: Path, text: str, finished: Finished) -> Iterator[Finding]:
-    described = finished.plan.describe().capitalize()
+    described = in_a_sentence(finished.plan)
     if finished.plan.slicing is None and described not in text:
         yield Finding("error", f"The card does not say what the plan did: {described}.")
     try:

@@ -13,6 +13,9 @@ from hf_prune.records import ranges
 ADAPTER_FOLDER = "adapter"
 """Where an unmerged adapter lies beside the pruned weights."""
 
+PLAN = "pruning/plan.json"
+"""Where a plan lies in a finished folder or repo."""
+
 _FLAGGED = ("method", "drop_layers", "layers", "sparsity", "sparsity_of")
 _RECORDED = ("base_model", "base_revision", "hf_prune_version")
 
@@ -56,6 +59,7 @@ def command(
     """The command that makes the model again, rebuilt from its config and quoted for a shell.
 
     Method and amount are flags, for the reader; where more than these was set, the whole recipe is read from `recipe`.
+    A recipe without an amount is one that a plan was given to: the plan is named.
 
     Args:
         config: the recipe, with `base_model`; a path there shrinks to its last part.
@@ -72,9 +76,16 @@ def command(
             "base_model is not set in the config; expected the Hub id or name of the model that was pruned"
         )
     base = one_line(bare_name(config.base_model), 200) or "model"
-    words = ["hf-prune", "run", f"./{base}" if base.startswith("-") else base]
+    by_plan = config.layers is None and config.drop_layers is None and config.sparsity is None
+    words = ["hf-prune", "prune" if by_plan else "run", f"./{base}" if base.startswith("-") else base]
     if config.base_revision:
         words += ["--revision", one_line(config.base_revision, 200)]
+    if by_plan:
+        words += ["--plan", PLAN, "--output", output]
+        healed = ["hf-prune", "heal", output, "--output", f"{output}-healed"]
+        budget = ["--heal-tokens", str(heal_tokens)] if heal_tokens else []
+        lines = [words, *([[*healed, *budget]] if heal else [])]
+        return "\n".join(" ".join(map(shlex.quote, line)) for line in lines)
     default = PrunerConfig()
     # By field: a copy with the default method would be refused where options belong to this one.
     others = {field.name for field in dataclasses.fields(config)} - {*_FLAGGED, *_RECORDED}

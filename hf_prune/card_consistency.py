@@ -8,7 +8,8 @@ from hf_prune import card_tables as tables
 from hf_prune.card_tasks import check_same_questions
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.markdown import one_line
-from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores, ranges
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
+from hf_prune.soundness import check_blocks, check_importances, check_plan
 
 RELOAD_LEVELS = ("full", "streamed", "none")
 FETCHED = ("whole", "verified", "ranges")
@@ -55,15 +56,15 @@ def check(
         raise ConfigError(
             f"fetched={fetched!r}, but the plan names no commit of '{one_line(plan.model.id)}' on the Hub"
         )
+    check_plan(plan)
+    check_blocks(plan)
     if plan.slicing is not None:
         card_slicing.check(plan, plan.slicing)
-    elif not plan.dropped:
+    elif not plan.removed and plan.sparsity is None:
         raise ConfigError(
             f"the plan of method '{plan.method}' removes no layer and slices none; there is nothing to write a card "
             "about"
         )
-    elif plan.dropped[-1] >= plan.model.num_layers or plan.dropped[0] < 0:
-        raise ConfigError(f"the plan drops layers {ranges(plan.dropped)}; the model has {plan.model.num_layers}")
     if (output == "adapter") != (healing is not None and healing.output == "adapter"):
         raise ConfigError(
             f"output={output!r}, but the healing record says {healing.output if healing else 'nothing was healed'!r}"
@@ -73,6 +74,8 @@ def check(
             f"the scores are of a model with {scores.model.num_layers} layers, the plan of one with "
             f"{plan.model.num_layers}; expected records of one model"
         )
+    if scores is not None:
+        check_importances(scores)
     for model in evaluation.models if evaluation else ():
         if model.label not in ("original", "pruned", "healed"):
             raise ConfigError(

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_prune.markdown import one_line
 from hf_prune.records import Healing, Plan, Scores, TextUse
+from hf_prune.units import PARTS, Part
 
 logger = logging.getLogger(__name__)
 
@@ -175,14 +176,14 @@ def metadata(
         base: the model that was pruned.
         inherited: see `inherit`.
         name: of the pruned model, for the model index.
-        scores: where the calibration dataset is named.
+        scores: where the calibration dataset is named, unless the plan does, of a search or a fit.
         healing: where the healing dataset is named.
         results: figures of the weights that the card accompanies, see `hf_prune.eval_results`.
         base_files: licence files that lie beside the card.
         output: "merged" or "adapter".
     """
-    used = [record.data for record in (healing, scores) if record is not None]
-    datasets = list(dict.fromkeys(str(d.dataset) for d in used if is_hub_id(d.dataset, d.revision)))
+    used = [record.data for record in (healing, scores, plan) if record is not None]
+    datasets = list(dict.fromkeys(str(d.dataset) for d in used if d is not None and is_hub_id(d.dataset, d.revision)))
     inherited = dict(inherited)
     link = inherited.get("license_link")
     if link and "://" not in link and link not in base_files:
@@ -206,10 +207,14 @@ def metadata(
     )
 
 
+_TAGS: dict[Part, str] = {"block": "layer-pruning", "attention": "attention-pruning", "mlp": "mlp-pruning"}
+
+
 def _kind(plan: Plan) -> list[str]:
     """Tags that say how the model was pruned; "custom_code" is the Hub's own for repositories that ship their code."""
     if plan.slicing is None:
-        return ["layer-pruning"]
+        parts = {unit.part for unit in plan.removed}
+        return [_TAGS[part] for part in PARTS if part in parts]
     return ["slicing", "slicegpt"] + ([] if plan.slicing.plain else ["custom_code"])
 
 

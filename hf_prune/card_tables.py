@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_prune.card_metadata import HUB, SELF_GENERATED, dataset_name, is_hub_id
 from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.layer_states import State, layer_states, layers_in
 from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, table
 from hf_prune.records import Environment, Evaluation, ModelEvaluation, Perplexity, Plan, Rate, TextUse
 from hf_prune.writing import REPEATED, repetition
@@ -14,6 +15,15 @@ NOT_MEASURED = "not measured"
 
 _MAP_WIDTH = 16
 """Layers in a row of the layer map: 32 and 64 layers fall into even rows."""
+
+_MARKS: dict[State, str] = {
+    "kept": "█",
+    "weights changed": "▓",
+    "attention silenced": "a",
+    "MLP silenced": "m",
+    "attention and MLP silenced": "░",
+    "removed": "·",
+}
 
 
 def number(value: float, error: float | None = None) -> str:
@@ -59,18 +69,21 @@ def duration(seconds: float) -> str:
 
 def layer_map(plan: Plan) -> Markdown:
     """All layers of the base as a drawing in text, one cell a layer, in rows of 16."""
-    layers, gone = plan.model.num_layers, set(plan.dropped)
+    layers, states = plan.model.num_layers, layer_states(plan)
     width = len(str(layers - 1)) + 1
     lines = []
     for start in range(0, layers, _MAP_WIDTH):
         row = range(start, min(start + _MAP_WIDTH, layers))
         lines.append(f"layer {''.join(f'{i:>{width}}' for i in row)}")
-        lines.append(f"      {''.join(('·' if i in gone else '█').rjust(width) for i in row)}")
-    return fence("\n".join([*lines, "", "█ kept   · removed"]), limit=100_000)
+        lines.append(f"      {''.join(_MARKS[states[i]].rjust(width) for i in row)}")
+    legend = "   ".join(f"{_MARKS[state]} {state}" for state in layers_in(plan))
+    return fence("\n".join([*lines, "", legend]), limit=100_000)
 
 
-def text_use(data: TextUse) -> Markdown:
+def text_use(data: TextUse | None) -> Markdown:
     """One phrase that says which text was used."""
+    if data is None:
+        return Markdown("the model alone, without calibration text")
     if data.dataset is None:
         parts = [Markdown(SELF_GENERATED)]
     elif is_hub_id(data.dataset, data.revision):

@@ -2,9 +2,11 @@
 
 from hf_prune import card_slicing
 from hf_prune import card_tables as tables
+from hf_prune.card_choice import no_gain
 from hf_prune.card_metadata import Base
 from hf_prune.markdown import one_line
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
+from hf_prune.units import Part, layers_of
 from hf_prune.writing import REPEATED, collapse
 
 MANY = 0.3
@@ -15,6 +17,13 @@ FEW_SAMPLES = 100
 
 FEW_TOKENS = 20_000
 """Predicted tokens of an evaluation below which a card warns."""
+
+
+_REMOVED: tuple[tuple[Part, str, str], ...] = (
+    ("block", "layers", "gone"),
+    ("attention", "attentions", "silenced"),
+    ("mlp", "MLPs", "silenced"),
+)
 
 
 def warnings(
@@ -37,6 +46,7 @@ def warnings(
     """
     found = list(healing.warnings) if healing else []
     found += card_slicing.warnings(plan.slicing, MANY) if plan.slicing is not None else too_many(plan)
+    found += [sentence] if (sentence := no_gain(plan)) else []
     if not healing:
         found.append("The model was not trained after the cut.")
     if shipped is None:
@@ -44,15 +54,18 @@ def warnings(
     if not base.on_hub:
         found.append(f"The base was a local model named {one_line(base.name)}, so no base model is linked.")
     found += close_choice(plan)
-    if scores is not None and scores.data.samples < FEW_SAMPLES:
-        decided = "which layers go" if plan.slicing is None else "how wide each layer is"
-        found.append(f"Only {scores.data.samples} samples decided {decided}.")
-    for text in shipped.perplexity if shipped else ():
-        if text.tokens < FEW_TOKENS:
-            found.append(f"The figures on {one_line(text.name)} rest on {text.tokens:,} tokens only.")
-        if text.data.dataset is None:
+    text = plan.data if scores is None else scores.data
+    if text is not None and text.samples < FEW_SAMPLES:
+        decided = "how wide each layer is" if plan.slicing is not None else "which layers go"
+        if plan.planner == "named":
+            decided = "what was fitted"
+        found.append(f"Only {text.samples} samples decided {decided}.")
+    for figures in shipped.perplexity if shipped else ():
+        if figures.tokens < FEW_TOKENS:
+            found.append(f"The figures on {one_line(figures.name)} rest on {figures.tokens:,} tokens only.")
+        if figures.data.dataset is None:
             found.append(
-                f"{one_line(text.name)} is text that the original model wrote itself: a low perplexity there means "
+                f"{one_line(figures.name)} is text that the original model wrote itself: a low perplexity there means "
                 "closeness to the original, not quality."
             )
     original = next((m for m in evaluation.models if m.label == "original"), None) if evaluation else None
@@ -71,12 +84,16 @@ def warnings(
 
 def too_many(plan: Plan) -> list[str]:
     """What to know where more layers go than published results bear."""
-    share = len(plan.dropped) / plan.model.num_layers
-    if share <= MANY:
+    depth, told = plan.model.num_layers, []
+    for part, noun, became in _REMOVED:
+        count = len(layers_of(plan.removed, part))
+        if count / depth > MANY:
+            told.append(f"{count} of {depth} {noun} ({count / depth:.0%}) are {became}")
+    if not told:
         return []
     return [
-        f"{len(plan.dropped)} of {plan.model.num_layers} layers ({share:.0%}) are gone. Free generation and "
-        "reasoning in several steps suffer first and most, before perplexity shows it."
+        f"{', '.join(told)}. Free generation and reasoning in several steps suffer first and most, before perplexity "
+        "shows it."
     ]
 
 

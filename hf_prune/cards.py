@@ -10,7 +10,16 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard
 
-from hf_prune import card_consistency, card_healing, card_slicing, card_tasks, card_warnings, card_worse, eval_results
+from hf_prune import (
+    card_choice,
+    card_consistency,
+    card_healing,
+    card_slicing,
+    card_tasks,
+    card_warnings,
+    card_worse,
+    eval_results,
+)
 from hf_prune import card_tables as tables
 from hf_prune.card_commands import command, quick_start
 from hf_prune.card_metadata import HUB, Base, base_of, inherit, metadata, read_base_card
@@ -21,15 +30,19 @@ from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, one_
 from hf_prune.methods import get_method
 from hf_prune.pictures import COMPARISON_FILE, IMPORTANCE_FILE, LAYERS_FILE, PLOT_FILE, WIDTHS_FILE
 from hf_prune.pictures import pictures as all_pictures
-from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores, ranges
+from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 
 logger = logging.getLogger(__name__)
+
+_STREAMED = (
+    "After saving, keys, shapes and dtypes were compared with the stock model class, {}, and fixed inputs were run "
+    "block by block. The whole model was not loaded at once."
+)
 
 RELOAD = {
     "full": "After saving, the weights were loaded again by plain `AutoModelForCausalLM` in a process of its own. "
     "Logits and greedily generated tokens for fixed inputs were compared with the model in memory, and agree.",
-    "streamed": "After saving, keys, shapes and dtypes were compared with the stock model class, kept tensors byte "
-    "for byte with the base, and fixed inputs were run block by block. The whole model was not loaded at once.",
+    "streamed": _STREAMED.format("kept tensors byte for byte with the base"),
     "none": "The saved weights were not loaded again before this card was written.",
 }
 """What each level of the reload check did."""
@@ -149,12 +162,14 @@ def generate(
         model_type=code(model_type),
         plan=plan,
         slicing=card_slicing.facts(plan, slicing) if slicing is not None else {},
-        described=plan.describe(),
+        described=card_choice.in_a_sentence(plan),
         reason=_sentence(plan.reason),
         layer_map=tables.layer_map(plan) if slicing is None else Markdown(""),
         method=link(method.title, method.paper),
         method_name=code(plan.method),
-        choice=_choice(plan) if slicing is None else Markdown(""),
+        choice=card_choice.facts(plan, config, scores, healing is not None and output == "merged")
+        if slicing is None
+        else {},
         calibration=tables.text_use(scores.data) if scores else Markdown(""),
         calibration_seconds=tables.duration(scores.seconds) if scores else "",
         pictures={
@@ -188,19 +203,6 @@ def shipped_model(healing: Healing | None, evaluation: Evaluation | None) -> Mod
     """The figures of the weights that are shipped: of the healed model where there is one, else of the pruned one."""
     label = "healed" if healing else "pruned"
     return next((m for m in evaluation.models if m.label == label), None) if evaluation else None
-
-
-def _choice(plan: Plan) -> Markdown:
-    """Distance, runner-up and gap, as far as the planner had them."""
-    parts = []
-    if plan.distance is not None:
-        parts.append(f"The distance across the removed layers is {tables.number(plan.distance)}.")
-    if plan.runner_up is not None:
-        runner_up = f"The next best choice was layers {ranges(plan.runner_up)}"
-        if plan.gap is not None:
-            runner_up += f", {tables.number(plan.gap, plan.gap_standard_error)} farther"
-        parts.append(f"{runner_up}.")
-    return Markdown(" ".join(parts))
 
 
 def _evaluation_facts(
@@ -259,6 +261,8 @@ def _reload(plan: Plan, level: str, fetched: str) -> Markdown:
     """What was done to check the saved weights; where they were sliced or came in parts, not all of it can be."""
     if level == "streamed" and fetched == "ranges":
         return Markdown(_STREAMED_PARTS)
+    if level == "streamed" and plan.slicing is None and not plan.only_drops:
+        return Markdown(_STREAMED.format("every tensor byte for byte with what the plan makes of the base's"))
     if plan.slicing is None or level == "none":
         return Markdown(RELOAD[level])
     return card_slicing.reload_sentence(level, plan.slicing)

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal, Self
 from hf_prune import serial
 from hf_prune.errors import ConfigError
 from hf_prune.methods import Method, get_method
-from hf_prune.registry import measure, planner, surgery_named
+from hf_prune.registry import WITHOUT_TEXT, measure, planner, surgery_named
 from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
+from hf_prune.sparsity.options import SparsityOptions
+from hf_prune.sparsity.options import check_options as check_sparsity
 from hf_prune.stage_configs import (
     PAPER,
     SAME,
@@ -22,6 +24,12 @@ from hf_prune.stage_configs import (
     check_positive,
 )
 from hf_prune.units import UnitKind
+
+_AMOUNTS = {
+    "layers": ("layers", "parameters", "bytes", "flops"),
+    "width": ("width", "parameters"),
+    "weights": ("weights",),
+}
 
 MAX_FORWARDS = 1000
 """Passes of the calibration text that choosing may take without being told so."""
@@ -40,8 +48,8 @@ class PrunerConfig:
         layers: exactly these blocks go, 0-based.
         sparsity: share that goes, above 0 and below 1; rounded down to whole blocks, or to a multiple of the width.
         sparsity_of: what the share is of: "layers", "parameters", "bytes" or "flops" for methods that drop layers,
-            "width" or "parameters" for methods that slice; None takes the first. Where parts of blocks go, "layers"
-            counts those parts.
+            "width" or "parameters" for methods that slice, "weights" (of the blocks' linear maps) for methods that
+            zero single weights; None takes the first. Where parts of blocks go, "layers" counts those parts.
         measure: registry name; overrides the method's.
         planner: registry name; overrides the method's.
         surgery: registry name; overrides the method's.
@@ -55,6 +63,7 @@ class PrunerConfig:
             method's.
         max_forwards: passes of the calibration text through the whole model that choosing may take; what would take
             more is refused with its number.
+        rounds: in how many rounds of pruning and healing `run` does it, each on what the round before has healed.
         calibration: what to measure on.
         healing: how to heal.
         evaluation: what to prove.
@@ -76,7 +85,7 @@ class PrunerConfig:
     drop_layers: int | None = None
     layers: tuple[int, ...] | None = None
     sparsity: float | None = None
-    sparsity_of: Literal["layers", "parameters", "bytes", "flops", "width"] | None = None
+    sparsity_of: Literal["layers", "parameters", "bytes", "flops", "width", "weights"] | None = None
     measure: str | None = None
     planner: str | None = None
     surgery: str | None = None
@@ -88,6 +97,7 @@ class PrunerConfig:
     protect: tuple[int, ...] = ()
     unit: UnitKind | None = None
     max_forwards: int = MAX_FORWARDS
+    rounds: int = 1
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     healing: HealingConfig = field(default_factory=HealingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -101,7 +111,7 @@ class PrunerConfig:
             object.__setattr__(self, "layers", check_indices(self.layers))
         self._check_amount()
         check_from_zero(self, "protect_first", "protect_last")
-        check_positive(self, "max_forwards")
+        check_positive(self, "max_forwards", "rounds")
         if self.protect:
             object.__setattr__(self, "protect", check_indices(self.protect))
         serial.settle(self)
@@ -126,8 +136,12 @@ class PrunerConfig:
     def calibrates(self) -> bool:
         """Whether calibration text is read: to measure, to slice, or to fit what stands in."""
         recipe = self.recipe()
+        if recipe.cuts == "weights":
+            return SparsityOptions(**self.options("surgery")).reads_text
         fits = recipe.surgery != "drop" and recipe.cuts == "layers" and surgery_named(recipe.surgery).needs == "text"
-        return recipe.cuts == "width" or fits or (recipe.measure is not None and self.layers is None)
+        measures = recipe.measure is not None and self.layers is None
+        reads = measures and measure.get(str(recipe.measure)).needs not in WITHOUT_TEXT
+        return recipe.cuts == "width" or fits or reads
 
     @property
     def searches(self) -> bool:
@@ -136,7 +150,7 @@ class PrunerConfig:
 
     def _check_unit(self, recipe: Method) -> None:
         """Refuse what belongs to the other kind of pruning."""
-        allowed = ("width", "parameters") if recipe.cuts == "width" else ("layers", "parameters", "bytes", "flops")
+        allowed = _AMOUNTS[recipe.cuts]
         if self.amount_of not in allowed:
             raise ConfigError(
                 f"sparsity_of={self.sparsity_of!r}: method '{self.method}' cuts {recipe.cuts}; expected one of: "
@@ -156,6 +170,15 @@ class PrunerConfig:
                     "basis='global' keeps one width in all layers; planner 'dynamic_width' gives them different ones. "
                     "Take basis='per_block', or method 'slicegpt'"
                 )
+        if recipe.cuts == "weights":
+            named = [name for name in ("drop_layers", "layers") if getattr(self, name) is not None]
+            named += [name for name in ("protect_first", "protect_last", "protect") if getattr(self, name)]
+            if named:
+                raise ConfigError(
+                    f"{named[0]}={getattr(self, named[0])}: method '{self.method}' zeroes weights in all layers and "
+                    "drops none; give sparsity, such as 0.5"
+                )
+            check_sparsity(self.options("surgery"), self.sparsity)
         for kind, look_up in (("planner", planner.get), ("surgery", surgery_named)):
             name = getattr(self, kind)
             if name is not None and look_up(name).cuts != recipe.cuts:

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune import calibration, healing, hub_pull
+from hf_prune.amounts import NOT_WEIGHED, check_amount, check_units
 from hf_prune.architecture.decoder import parameter_bytes
+from hf_prune.comparing.estimate import estimated_forwards
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
 from hf_prune.loading import Source, blank_model, check_verifiable, dtype_of, locate
 from hf_prune.memory_budget import MaxMemory, budget_of
-from hf_prune.models import load_kwargs, name_given
+from hf_prune.models import load_kwargs, name_given, sizes_of
 from hf_prune.output import default_private
-from hf_prune.plan import NOT_WEIGHED, check_amount, make_plan
+from hf_prune.plan import check_healable, make_plan
 from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
 from hf_prune.run_folder import beside
@@ -22,6 +24,7 @@ from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
 from hf_prune.streaming import check_bound, check_size, has_room
+from hf_prune.units import WORDS, parts_of
 
 
 def preview(
@@ -57,6 +60,7 @@ def preview(
     shard_limit(max_shard_size)
     budget_of(max_memory)
     if heal:
+        check_healable(config)
         healing.require(config.healing.quantize)
     run_folder = beside(output)
     source, model_config = locate(
@@ -76,7 +80,7 @@ def preview(
     whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
     if recipe.cuts == "width":
         whole.append(("slicing", "take a method that drops layers"))
-    elif measured and scores is None and config.calibration.dataset is None:
+    elif measured and config.calibrates and scores is None and config.calibration.dataset is None:
         whole.append(("sampling text from the model", "give a text (--dataset)"))
     plain = getattr(model_config, "quantization_config", None) is None
     check_bound(max_memory, not plain, ref.id)
@@ -105,15 +109,24 @@ def preview(
     if measured:
         amount = f"{config.calibration.samples} samples, at most {most:,} tokens"
         how = "" if loaded or scores is not None else "; block by block, not loaded as a whole"
-        steps.append(("measure", f"{recipe.measure}: {amount}, {_text(config)}{how}"))
-    by_weight = costs is None and config.sparsity is not None and config.amount_of != "layers"
+        text = f"{amount}, {_text(config)}{how}" if config.calibrates else "without calibration text"
+        steps.append(("measure", f"{recipe.measure}: {text}{_forwards(config, ref) if scores is None else ''}"))
+    by_weight = costs is None and config.sparsity is not None and config.amount_of not in ("layers", "weights")
+    sizes = NOT_WEIGHED
+    if plain and source.folder is not None and (by_weight or recipe.unit != "block"):
+        blank = blank_model(source.folder, ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
+        length = min(config.calibration.max_length, limit) if config.amount_of == "flops" else None
+        sizes = sizes_of(blank, ref.id, length)
+        check_units(config, ref, sizes)
+    unknown = sizes is NOT_WEIGHED and (by_weight or recipe.unit != "block")
     if costs is not None:
         steps.append(("plan", _widths(config, ref, costs, scores)))
-    elif not by_weight and (scores is not None or not measured):
-        steps.append(("plan", make_plan(config, ref, NOT_WEIGHED, scores).describe()))
+    elif not unknown and (scores is not None or not measured):
+        steps.append(("plan", make_plan(config, ref, sizes, scores).describe()))
     else:
         when = "the blocks are weighed" if by_weight else "they are measured"
-        steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {ref.num_layers} layers, once {when}"))
+        units = ref.num_layers * len(parts_of(recipe.unit))
+        steps.append(("plan", f"{recipe.planner}: {_amount(config)} of {units} {WORDS[recipe.unit]}, once {when}"))
     text = f", calibrated on at most {most:,} tokens, {_text(config)}" if costs is not None else ""
     steps.append(("prune", f"{recipe.surgery}{text}{_way(source, loaded, measured, verify_hash)}"))
     if heal:
@@ -128,6 +141,14 @@ def preview(
         steps.append(("push", push))
     facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
     return facts, steps
+
+
+def _forwards(config: PrunerConfig, ref: ModelRef) -> str:
+    """How often the text passes through the model, where that is more than once."""
+    found = estimated_forwards(config, ref) if config.recipe().cuts == "layers" else 1.0
+    if found is None:
+        return f"; at most {config.max_forwards} forwards of it"
+    return f"; about {found:.0f} forwards of it" if found > 1 else ""
 
 
 def _way(source: Source, loaded: bool, measured: bool, verify_hash: bool) -> str:

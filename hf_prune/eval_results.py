@@ -9,6 +9,7 @@ from hf_prune.card_metadata import dataset_name, is_hub_id, plain
 from hf_prune.card_tasks import Key, find, label
 from hf_prune.errors import MeasureError
 from hf_prune.records import Healing, ModelEvaluation, Plan, TaskResult
+from hf_prune.units import Part, layers_of
 
 EVAL_RESULTS_FILE = ".eval_results/hf-prune.yaml"
 """Where results for registered benchmarks lie in a folder and a repo."""
@@ -136,8 +137,26 @@ def _datasets(model: ModelEvaluation, result: TaskResult) -> set[str | None]:
     return {r.dataset for r in model.tasks if r.parent == result.task}
 
 
+_REMOVED: dict[Part, str] = {
+    "block": "layer-pruned",
+    "attention": "attention silenced",
+    "mlp": "MLP silenced",
+}
+
+
 def _made(plan: Plan, healing: Healing | None) -> str:
-    cut = "sliced" if plan.slicing is not None else f"layer-pruned {len(plan.dropped)}/{plan.model.num_layers}"
+    if plan.slicing is not None:
+        cut = "sliced"
+    else:
+        cut = ", ".join(
+            f"{words} {len(layers)}/{plan.model.num_layers}"
+            for part, words in (
+                ("block", "layer-pruned"),
+                ("attention", "attention silenced"),
+                ("mlp", "MLP silenced"),
+            )
+            if (layers := layers_of(plan.removed, part))  # type: ignore[arg-type]
+        )
     return cut + (", healed" if healing is not None else "")
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_prune.architecture import Decoder
-from hf_prune.errors import ConfigError
+from hf_prune.errors import CheckpointError, ConfigError, PruneError
 from hf_prune.fitting.task import Fitted, Task
 from hf_prune.records import Operation, Plan
 from hf_prune.registry import fitted
@@ -47,10 +47,14 @@ def fit(
     """
     entry = fitted.get(surgery)
     entry.check_options(options, "surgery")
-    if len(plan.operations) != 1 or plan.operations[0].kind != "drop":
-        raise ConfigError(f"surgery '{surgery}' is fitted where whole blocks go; the plan does: {plan.describe()}")
-    task = Task(decoder, plan.dropped, sequences, batch_size, seed, folder, progress)
+    if (entry.cuts == "weights") != (plan.sparsity is not None) or (
+        entry.cuts == "layers" and (len(plan.operations) != 1 or plan.operations[0].kind != "drop")
+    ):
+        goes = "single weights become zero" if entry.cuts == "weights" else "whole blocks go"
+        raise ConfigError(f"surgery '{surgery}' is fitted where {goes}; the plan does: {plan.describe()}")
+    task = Task(decoder, plan.dropped, sequences, batch_size, seed, folder, progress, plan.sparsity)
     made: Fitted = entry.function(task, **options)
+    plan = dataclasses.replace(plan, surgery=surgery, surgery_options=dict(options))
     if not made.tensors:
         return dataclasses.replace(plan, operations=made.operations, fits=made.notes, fitted=None)
     path = Path(folder) / Plan.FITTED
@@ -59,8 +63,44 @@ def fit(
     for operation in made.operations:
         named.append(
             dataclasses.replace(operation, options={**operation.options, "file": Plan.FITTED})
-            if operation.kind == "replace"
+            if operation.reads_fitted
             else operation
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return dataclasses.replace(plan, operations=tuple(named), fits=made.notes, fitted=digest).at(folder)
+    return dataclasses.replace(plan, operations=tuple(named), fits=made.notes, fitted=_sha256(path)).at(folder)
+
+
+def check_fitted(plan: Plan) -> None:
+    """Refuse a plan whose fitted tensors are not where it names them, or are not those that were fitted for it.
+
+    Raises:
+        ConfigError: there is no such file.
+        CheckpointError: it holds something else.
+    """
+    for operation in plan.operations:
+        if not operation.reads_fitted:
+            continue
+        path = Path(operation.options.get("file", ""))
+        if not path.is_file():
+            raise ConfigError(
+                f"there is no file of fitted tensors '{path}'; fit them again (plan, run), or bring the file: it lies "
+                "beside plan.json where the plan was made, and is not part of a pruned model"
+            )
+        if plan.fitted is not None and _sha256(path) != plan.fitted:
+            raise CheckpointError(
+                f"'{path}' is not the file of fitted tensors that the plan was made with (sha256 "
+                f"{plan.fitted[:12]}…): it belongs to another plan, or was changed. Bring the right one, or plan again"
+            )
+
+
+def fitted_is_there(plan: Plan) -> bool:
+    """Whether a plan can be carried out with the fitted tensors that it names, if it does."""
+    try:
+        check_fitted(plan)
+    except PruneError:
+        return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from hf_prune import environment
 from hf_prune.architecture import Decoder
 from hf_prune.architecture.sublayers import has_part
@@ -17,12 +19,13 @@ from hf_prune.records import Environment, ModelRef, Scores
 from hf_prune.registry import measure
 from hf_prune.runner import Walker
 from hf_prune.samples import Batch, Samples, batches, by_length
+from hf_prune.task_judge import TaskJudge
 from hf_prune.units import Unit, UnitKind, parts_of
 
 
 def measure_model(
     decoder: Decoder,
-    samples: Samples,
+    samples: Samples | None,
     *,
     model: ModelRef,
     name: str = "angular",
@@ -34,12 +37,13 @@ def measure_model(
     scratch: Path | None = None,
     unit: UnitKind = "block",
     max_forwards: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Scores:
     """Measure a model that is in memory, or one whose blocks are read one after the other.
 
     Args:
         decoder: the model, or its skeleton.
-        samples: calibration text.
+        samples: calibration text; None for a measure that reads none.
         model: what the record calls the model.
         name: of the measure.
         options: of the measure.
@@ -50,10 +54,11 @@ def measure_model(
         scratch: folder for hidden states that memory has no room for; the system's for temporary files when None.
         unit: what a measure of outputs leaves out.
         max_forwards: that such a measure may take.
+        tokenizer: of the model, for a measure of tasks.
 
     Raises:
         ConfigError: there are more processes than samples, or the measure needs the model in one process, in memory,
-            or with more forwards than are allowed.
+            or with more forwards than are allowed, or a text and there is none.
         MeasureError: NaN or infinite hidden states; names the block.
         ArchitectureError: the model does more between two blocks than hand the hidden states on.
         CheckpointError: the checkpoint changed while it was read.
@@ -61,16 +66,37 @@ def measure_model(
     """
     options, entry = options or {}, measure.get(name)
     started = time.perf_counter()
-    if entry.needs == "pass":
+    if entry.needs == "weights":
+        check_alone(name, group, weights)
+        found = entry.function(**options)(decoder, ())
+    elif entry.needs == "tasks":
+        check_alone(name, group, weights)
+        if tokenizer is None:
+            raise ConfigError(f"measure '{name}' asks questions and needs the model's tokenizer; got none")
+        judge = TaskJudge(decoder, tokenizer, name, options, progress=progress, limit=max_forwards)
+        found = _without_each(judge, decoder, unit)
+    elif samples is None:
+        raise ConfigError(f"measure '{name}' needs calibration text; got none")
+    elif entry.needs == "pass":
         observer = entry.function(**options)
         work = _share(samples, batch_size, group)
         Walker(decoder, weights, scratch).walk(work, [observer], len(work) if progress else None)
         group.add(observer.sums())
-        found = {**observer.result(), "forwards": 1.0}
+        found = {"forwards": 1.0, **observer.result()}
     else:
         check_alone(name, group, weights)
         if entry.needs == "outputs":
-            found = _judge(decoder, samples, name, options, unit, batch_size, scratch, progress, max_forwards)
+            cuts = CutJudge(
+                decoder,
+                samples.sequences,
+                name,
+                options,
+                batch_size=batch_size,
+                scratch=scratch,
+                progress=progress,
+                limit=max_forwards,
+            )
+            found = _without_each(cuts, decoder, unit)
         else:
             found = entry.function(**options)(decoder, list(batches(by_length(samples.sequences), batch_size)))
     seconds = time.perf_counter() - started
@@ -81,7 +107,7 @@ def measure_model(
         options=options,
         distances=found.get("distances", ()),
         standard_errors=found.get("standard_errors", ()),
-        data=samples.use,
+        data=None if samples is None else samples.use,
         environment=_place(environment.describe(decoder.model, None if weights is None else weights.device), group),
         seconds=seconds,
         layers=found.get("layers", ()),
@@ -110,31 +136,13 @@ def check_alone(name: str, group: Group, weights: BlockWeights | None) -> None:
         raise ConfigError(f"measure '{name}' needs the model in memory as a whole; take one of a single pass")
 
 
-def _judge(
-    decoder: Decoder,
-    samples: Samples,
-    name: str,
-    options: dict[str, Any],
-    unit: UnitKind,
-    batch_size: int,
-    scratch: Path | None,
-    progress: bool,
-    limit: int | None,
-) -> dict[str, Any]:
-    judge = CutJudge(
-        decoder,
-        samples.sequences,
-        name,
-        options,
-        batch_size=batch_size,
-        scratch=scratch,
-        progress=progress,
-        limit=limit,
-    )
+def _without_each(judge: CutJudge | TaskJudge, decoder: Decoder, unit: UnitKind) -> dict[str, Any]:
+    """What a judge of cuts says of each unit, where it goes alone."""
     depth = decoder.num_layers
     units = [
         u for i in range(depth) for part in parts_of(unit) if has_part(decoder.blocks[i], (u := Unit(i, part)).part)
     ]
+    judge.allow(judge.cost_of_rounds(units, 1) + judge.cost(1.0), f"measure '{judge.objective}'")
     found = judge.importances(frozenset(), units)
     importances = {part: tuple(found.get(Unit(layer, part)) for layer in range(depth)) for part in parts_of(unit)}
     return {"importances": importances, "whole": judge.whole(), "forwards": judge.forwards}

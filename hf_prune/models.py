@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import loading
+from hf_prune.amounts import Sizes
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
-from hf_prune.architecture.sublayers import part_sizes
+from hf_prune.architecture.sublayers import part_sizes, why_no_part
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
+from hf_prune.evaluation.flops import module_flops
 from hf_prune.loading import Fetched, Source
 from hf_prune.memory_budget import MaxMemory
-from hf_prune.plan import Sizes
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
 from hf_prune.run_folder import RunFolder, remove
@@ -27,6 +28,7 @@ from hf_prune.saving import save_model, staged
 from hf_prune.stored import Stored
 from hf_prune.surgery import apply_plan
 from hf_prune.surgery.slice import Text, apply_slicing
+from hf_prune.units import Part
 
 Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
@@ -270,13 +272,16 @@ class Models:
         """Whether the original lies in files, and nothing has loaded or cut it yet."""
         return self.stage == "original" and not self.in_memory and self._current is None
 
-    def sizes(self) -> Sizes:
-        """What the original's blocks weigh, by its config alone where that says it all."""
-        model = self._blank() or self.original()
-        decoder = decoder_of(model, self.source.ref.id)
-        parameters, size = block_sizes(decoder)
-        parts = part_sizes(decoder)
-        return Sizes(tuple(parameters), tuple(size), _count(model), parameter_bytes(model), parts=parts)
+    def sizes(self, flops_at: int | None = None) -> Sizes:
+        """What the original's blocks weigh, by its config alone where that says it all.
+
+        Args:
+            flops_at: tokens of the text for which FLOPs are counted as well; they are not where this is None.
+
+        Raises:
+            ArchitectureError: FLOPs cannot be counted without running the model.
+        """
+        return sizes_of(self._blank() or self.original(), self.source.ref.id, flops_at)
 
     def _blank(self) -> PreTrainedModel | None:
         """The original without its weights; None where it is in memory, or was quantized: configs don't tell those."""
@@ -302,6 +307,35 @@ class Models:
 
     def _inputs(self, plan: Plan) -> dict[str, Any]:
         return {"plan": plan, "dtype": str(self.kwargs["dtype"]), "verified": self.whole_files}
+
+
+def sizes_of(model: PreTrainedModel, name: str, flops_at: int | None = None) -> Sizes:
+    """What the blocks of a model weigh.
+
+    Args:
+        model: with its weights, or on the meta device.
+        name: what it is called in errors.
+        flops_at: see `Models.sizes`.
+
+    Raises:
+        ArchitectureError: FLOPs cannot be counted without running the model.
+    """
+    decoder = decoder_of(model, name)
+    parameters, size = block_sizes(decoder)
+    counted = None
+    if flops_at is not None:
+        counted = {path: count // flops_at for path, count in module_flops(model, flops_at).items()}
+    parts: tuple[Part, ...] = ("attention", "mlp")
+    return Sizes(
+        tuple(parameters),
+        tuple(size),
+        _count(model),
+        parameter_bytes(model),
+        () if counted is None else tuple(counted.get(decoder.block_prefix(i)[:-1], 0) for i in range(len(size))),
+        0 if counted is None else counted[""],
+        part_sizes(decoder, counted),
+        {part: why for part in parts if (why := why_no_part(decoder, part))},
+    )
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -36,8 +36,9 @@ class Left:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """(length, vocabulary) float32, made when first asked for."""
-        return self._head(self.hidden, self.ids).float()
+        """(length, vocabulary) in float32 at least, made when first asked for."""
+        made = self._head(self.hidden, self.ids)
+        return made.to(torch.promote_types(made.dtype, torch.float32))
 
 
 class Running(Protocol):

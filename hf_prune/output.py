@@ -19,6 +19,7 @@ from hf_prune.licences import flags
 from hf_prune.pictures import pictures
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, ModelRef, Plan, Record, Scores
 from hf_prune.saving import RECORDS, licence_files, staged
+from hf_prune.soundness import check_plan
 from hf_prune.writers import Writer, Written
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Finished:
         """Read recipe and records back.
 
         Raises:
-            ConfigError: no recipe or no plan there, or files that cannot be read.
+            ConfigError: no recipe or no plan there, files that cannot be read, or a plan that nobody can carry out.
         """
         records = folder / RECORDS
         if not (records / OUTPUT_FILE).is_file():
@@ -94,9 +95,11 @@ class Finished:
                 f"'{folder}' is no folder that hf-prune has finished ({lacks}); expected an --output of it"
             )
         facts = serial.from_dict(_Facts, serial.read_json(records / OUTPUT_FILE), OUTPUT_FILE)
+        plan = Plan.load(records)
+        check_plan(plan)
         return cls(
             config=PrunerConfig.from_pretrained(folder),
-            plan=Plan.load(records),
+            plan=plan,
             scores=Scores.load(records) if (records / Scores.FILE).is_file() else None,
             healing=Healing.load(records) if (records / Healing.FILE).is_file() else None,
             evaluation=Evaluation.load(records) if (records / Evaluation.FILE).is_file() else None,

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from hf_prune.card_tables import number
 from hf_prune.card_tasks import quoted
+from hf_prune.layer_states import layers_in
 from hf_prune.markdown import one_line
-from hf_prune.plotting.figures import MOST_TASKS, benchmarks, importance, perplexities, ratios
+from hf_prune.plotting.figures import MOST_TASKS, PerLayer, benchmarks, per_layer, perplexities, ratios
 from hf_prune.records import Evaluation, Healing, Plan, Scores, Slicing, ranges
+from hf_prune.units import layers_of
 
 if TYPE_CHECKING:
     from hf_prune.plotting.drawing import Format
@@ -73,8 +75,8 @@ def pictures(
         found.append(_layer_map(plan, healing is not None))
     if scores is not None and scores.distances:
         found.append(_distances(scores, plan))
-    if scores is not None and (scores.distances or scores.layers):
-        found.append(_importance(scores, plan))
+    if scores is not None and (rows := per_layer(scores)):
+        found.append(_importance(scores, plan, rows))
     if evaluation is not None and _can_compare(evaluation):
         found.append(_comparison(evaluation))
     return {picture.file: picture for picture in found}
@@ -99,12 +101,20 @@ def _layer_map(plan: Plan, healed: bool) -> Picture:
 
         return plot_layer_map(plan, healed, format=format)
 
-    stays = "kept and healed" if healed else "kept"
-    alt = (
-        f"Map of the base model's {plan.model.num_layers} layers, counted from 0: {stays} {ranges(plan.kept)}; "
-        f"removed {ranges(plan.dropped)}."
-    )
+    told = map_words(plan, healed)
+    alt = f"Map of the base model's {plan.model.num_layers} layers, counted from 0: {told}."
     return Picture(LAYERS_FILE, alt, draw)
+
+
+def map_words(plan: Plan, healed: bool) -> str:
+    """A layer map in words: "kept 0–2, 6; removed 3–5".
+
+    Args:
+        plan: which layers were dropped, silenced or changed.
+        healed: whether the layers that stayed were trained after the cut.
+    """
+    names = {"kept": "kept and healed" if healed else "kept"}
+    return "; ".join(f"{names.get(state, state)} {ranges(layers)}" for state, layers in layers_in(plan).items())
 
 
 def _distances(scores: Scores, plan: Plan) -> Picture:
@@ -124,20 +134,22 @@ def _distances(scores: Scores, plan: Plan) -> Picture:
     return Picture(PLOT_FILE, alt, draw)
 
 
-def _importance(scores: Scores, plan: Plan) -> Picture:
+def _importance(scores: Scores, plan: Plan, rows: Sequence[PerLayer]) -> Picture:
     def draw(format: "Format" = "png") -> bytes:
         from hf_prune.plotting.distances import plot_importance
 
         return plot_importance(scores, plan, format=format)
 
-    values, errors, name = importance(scores)
-    low, high = (values.index(end) for end in (min(values), max(values)))
-    ends = [f"{number(values[i], errors[i] if errors else None)} (layer {i})" for i in (low, high)]
-    spread = " with its standard error" if errors else ""
-    alt = f"Bars, one a layer{spread}: {one_line(name, 100)}, from {ends[0]} to {ends[1]}."
-    if plan.dropped:
-        alt += f" Marked as removed: {ranges(plan.dropped)}."
-    return Picture(IMPORTANCE_FILE, alt, draw)
+    told = []
+    for row in rows:
+        known = row.known
+        low, high = min(known, key=lambda i: known[i]), max(known, key=lambda i: known[i])
+        ends = [f"{number(known[i], row.error(i))} (layer {i})" for i in (low, high)]
+        spread = " with its standard error" if row.errors else ""
+        told.append(f"Bars, one a layer{spread}: {one_line(row.name, 100)}, from {ends[0]} to {ends[1]}.")
+        if gone := tuple(sorted({*plan.dropped, *layers_of(plan.removed, row.part)})):
+            told.append(f"Marked as removed: {ranges(gone)}.")
+    return Picture(IMPORTANCE_FILE, " ".join(told), draw)
 
 
 def _comparison(evaluation: Evaluation) -> Picture:

@@ -3,121 +3,39 @@
 import dataclasses
 import hashlib
 import logging
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection
+from itertools import accumulate
 from typing import Any
 
 from hf_prune import serial
+from hf_prune.amounts import (
+    ROUNDING,
+    Sizes,
+    all_units,
+    check_amount,
+    most_units,
+    protection,
+    round_down,
+    round_up,
+    units_named,
+    units_that_may_go,
+    units_to_remove,
+)
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.methods import Method
-from hf_prune.planners.choice import Choice, blocks, in_words
-from hf_prune.planners.problem import Judge, Problem
+from hf_prune.planners.choice import Choice, in_words
+from hf_prune.planners.problem import Budget, Judge, Problem
 from hf_prune.records import ModelRef, Operation, Plan, Scores, ranges
 from hf_prune.registry import fitted, planner
 from hf_prune.slicing.options import SEARCH
-from hf_prune.units import Part, Unit, layers_of, parts_of
+from hf_prune.units import WORDS, Unit, layers_of, parts_of
 
 logger = logging.getLogger(__name__)
 
 GENERATION_WARNING_SHARE = 0.3
 """Share of layers above which we warn: published results collapse around there, generation first."""
-
-# Shares are floats: 0.29 of 100 layers is 28.999999999999996, and means 29.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What blocks weigh.
-
-    Attributes:
-        parameters: of each block.
-        bytes: of each block.
-        total_parameters: of the whole model, tied ones once.
-        total_bytes: likewise.
-        flops: of each block, for one token of a text of the length that `total_flops` is of; empty where not counted.
-        total_flops: of the whole model, likewise.
-        parts: for each kind of part of a block ("attention", "mlp"), what that of each layer weighs, by "parameters",
-            "bytes" and "flops"; 0 where a layer has no such part, or it cannot go.
-    """
-
-    parameters: tuple[int, ...]
-    bytes: tuple[int, ...]
-    total_parameters: int
-    total_bytes: int
-    flops: tuple[int, ...] = ()
-    total_flops: int = 0
-    parts: Mapping[Part, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
-
-    def weight(self, unit: Unit, of: str) -> int:
-        """What a unit weighs.
-
-        Args:
-            unit: which one.
-            of: "parameters", "bytes" or "flops".
-        """
-        each: tuple[int, ...] = getattr(self, of) if unit.part == "block" else self.parts[unit.part][of]
-        return each[unit.layer]
-
-    def total(self, of: str) -> int:
-        """What the whole model weighs, by "parameters", "bytes" or "flops"."""
-        return int(getattr(self, f"total_{of}"))
-
-
-NOT_WEIGHED = Sizes((), (), 0, 0)
-"""For amounts that count layers."""
-
-
-def check_amount(config: PrunerConfig, depth: int, name: str, *, needed: bool = True) -> None:
-    """Refuse an amount that a model of this depth cannot lose, before any work.
-
-    Args:
-        config: the recipe with its amount.
-        depth: number of blocks.
-        name: what the model is called in errors.
-        needed: whether an amount has to be there; measuring alone needs none.
-
-    Raises:
-        ConfigError: no amount, too large an amount, or layers out of range or protected.
-    """
-    recipe = config.recipe()
-    if recipe.cuts == "width":
-        if needed and config.sparsity is None:
-            raise ConfigError(
-                f"how much of '{name}' shall go? Give sparsity, the share of the {config.amount_of}, such as 0.25"
-            )
-        return
-    allowed = allowed_blocks(recipe, depth, name, config.protect)
-    whole, kinds = recipe.unit == "block", parts_of(recipe.unit)
-    total, what = depth * len(kinds), _WORDS[recipe.unit]
-    most = min(len(allowed) * len(kinds), total - 1 if whole else total)
-    if config.layers is not None:
-        _check_layers(config.layers, depth, allowed, recipe, config.protect, name)
-    elif config.drop_layers is not None:
-        if config.drop_layers > most:
-            raise ConfigError(
-                f"drop_layers={config.drop_layers} leaves {max(total - config.drop_layers, 0)} of {total} {what} in "
-                f"'{name}'; {_protection(recipe, config.protect)}, so at most {most} can go"
-            )
-    elif config.sparsity is None:
-        if not needed:
-            return
-        raise ConfigError(f"how much of '{name}' shall go? Give one of drop_layers (1 to {most}), layers or sparsity")
-    elif config.amount_of == "layers":
-        count = _whole_layers(config.sparsity, total)
-        asked = f"sparsity={config.sparsity} of {total} {what} in '{name}'"
-        if count < 1:
-            raise ConfigError(f"{asked} is less than one layer; expected at least {_round_up(1 / total)}")
-        if count > most:
-            raise ConfigError(
-                f"{asked} is {count} {what}, more than can go; expected at most {_round_down(most / total)}, as "
-                f"{_protection(recipe, config.protect)}"
-            )
-
-
-_WORDS = {"block": "layers", "attention": "attentions", "mlp": "MLPs", "joint": "attentions and MLPs"}
 
 
 def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
@@ -128,10 +46,17 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
         plan: what is done.
     """
     other = plan.method != config.method
-    changes: dict[str, Any] = {"layers": plan.dropped or None, "drop_layers": None, "sparsity": None}
+    # Parts of blocks cannot be named by layers: how many go is told.
+    count = len(plan.removed) if plan.removed and not plan.dropped else None
+    changes: dict[str, Any] = {"layers": plan.dropped or None, "drop_layers": count, "sparsity": None}
     if other:
-        changes |= dict.fromkeys(("sparsity_of", "measure", "planner", "surgery", "protect_first", "protect_last"))
-        changes |= {"measure_kwargs": {}, "planner_kwargs": {}, "surgery_kwargs": {}}
+        names = ("sparsity_of", "measure", "planner", "surgery", "protect_first", "protect_last", "unit")
+        changes |= dict.fromkeys(names)
+        changes |= {"measure_kwargs": {}, "planner_kwargs": {}, "surgery_kwargs": {}, "protect": ()}
+    if plan.surgery is not None:
+        changes |= {"surgery": plan.surgery, "surgery_kwargs": plan.surgery_options}
+    if plan.sparsity is not None:
+        changes["sparsity"] = plan.sparsity
     cut = plan.slicing
     if cut is not None:
         changes |= {"sparsity": cut.requested, "sparsity_of": cut.requested_of}
@@ -142,27 +67,20 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
     return dataclasses.replace(config, method=plan.method, **changes)
 
 
-def allowed_blocks(recipe: Method, depth: int, name: str, protect: Collection[int] = ()) -> tuple[int, ...]:
-    """Blocks that are not protected, ascending.
+def check_healable(config: PrunerConfig) -> None:
+    """Refuse to heal what healing would undo.
 
     Args:
-        recipe: protects some at both ends.
-        depth: blocks that there are.
-        name: what the model is called in errors.
-        protect: further ones that must not go.
+        config: the recipe.
 
     Raises:
-        ConfigError: protections leave none, or name blocks that are not there.
+        ConfigError: the recipe zeroes single weights.
     """
-    outside = [i for i in protect if not 0 <= i < depth]
-    if outside:
+    if config.recipe().cuts == "weights":
         raise ConfigError(
-            f"protect={list(protect)}: {outside} out of range; '{name}' has {depth} blocks, counted 0 to {depth - 1}"
+            f"method '{config.method}' zeroes single weights, and healing merges changes into all of them: hardly one "
+            "would stay zero. Leave healing out, or take a method that drops layers"
         )
-    allowed = tuple(i for i in range(recipe.protect_first, depth - recipe.protect_last) if i not in protect)
-    if not allowed:
-        raise ConfigError(f"{_protection(recipe, protect)}, but '{name}' has {depth} blocks: none is left to drop")
-    return allowed
 
 
 def make_plan(
@@ -203,7 +121,9 @@ def choose_plan(
             f"the scores were measured on '{scores.model.id}' ({_in_words(scores.model)}); '{model.id}' is another "
             f"model ({_in_words(model)}). Measure again"
         )
-    if config.layers is not None:
+    if recipe.cuts == "weights":
+        choice = planner.get(recipe.planner).function(Problem(model.id, model.num_layers, (), 0, scores))
+    elif config.layers is not None:
         choice = _named(config.layers, recipe, model, sizes)
     else:
         choice = _choose(config, recipe, model, sizes, scores, judge)
@@ -218,6 +138,7 @@ def choose_plan(
         gap=choice.gap,
         gap_standard_error=choice.gap_standard_error,
         scores=None if scores is None or config.layers is not None else scores_digest(scores),
+        sparsity=config.sparsity if recipe.cuts == "weights" else None,
         trials=choice.trials,
     )
 
@@ -237,27 +158,7 @@ def _operations(config: PrunerConfig, recipe: Method, choice: Choice) -> tuple[O
 
 def _named(layers: tuple[int, ...], recipe: Method, model: ModelRef, sizes: Sizes) -> Choice:
     named = "Layers {} were" if len(layers) > 1 else "Layer {} was"
-    reason = f"{named.format(ranges(layers))} named by the user."
-    if recipe.unit == "block":
-        return Choice(blocks(layers), reason)
-    units = tuple(sorted(Unit(i, part) for part in parts_of(recipe.unit) for i in layers))
-    for unit in units:
-        if not _has(unit, sizes):
-            raise ConfigError(f"layers={list(layers)}: '{model.id}' has no {unit} that could go")
-    return Choice(units, reason)
-
-
-def _has(unit: Unit, sizes: Sizes) -> bool:
-    each = sizes.parts.get(unit.part, {}).get("parameters", ())
-    return unit.part == "block" or (unit.layer < len(each) and each[unit.layer] > 0)
-
-
-def _units(config: PrunerConfig, recipe: Method, model: ModelRef, sizes: Sizes) -> tuple[Unit, ...]:
-    allowed = allowed_blocks(recipe, model.num_layers, model.id, config.protect)
-    found = tuple(unit for i in allowed for part in parts_of(recipe.unit) if _has(unit := Unit(i, part), sizes))
-    if not found:
-        raise ConfigError(f"'{model.id}' has no {_WORDS[recipe.unit]} that could go alone; take unit='block'")
-    return found
+    return Choice(units_named(layers, recipe, model, sizes), f"{named.format(ranges(layers))} named by the user.")
 
 
 def _identity(model: ModelRef) -> tuple[str, int, str]:
@@ -270,8 +171,12 @@ def _in_words(model: ModelRef) -> str:
 
 
 def scores_digest(scores: Scores) -> str:
-    """The sha256 of a scores record."""
-    return hashlib.sha256(serial.dumps(scores.to_dict()).encode()).hexdigest()
+    """The sha256 of a scores record; of one that an older version wrote, the same as that version found."""
+    told = {name: value for name, value in scores.to_dict().items() if name not in _NEWER or value not in (None, {})}
+    return hashlib.sha256(serial.dumps(told).encode()).hexdigest()
+
+
+_NEWER = ("importances", "importance_errors", "whole", "forwards")
 
 
 def _choose(
@@ -283,24 +188,19 @@ def _choose(
     judge: Judge | None,
 ) -> Choice:
     entry = planner.get(recipe.planner)
-    units, depth = _units(config, recipe, model, sizes), model.num_layers
-    most = min(len(units), depth - 1) if recipe.unit == "block" else len(units)
+    units, depth = units_that_may_go(config, recipe, model, sizes), model.num_layers
+    most = most_units(recipe, depth, units)
 
-    def choose(count: int) -> Choice:
-        problem = Problem(model.id, depth, units, count, scores, judge, config.calibration.seed)
+    def choose(count: int, budget: Budget | None = None) -> Choice:
+        problem = Problem(model.id, depth, units, count, scores, judge, config.calibration.seed, budget)
         return entry.function(problem, **config.options("planner"))
 
     if config.drop_layers is not None:
-        if config.drop_layers > most:
-            raise ConfigError(
-                f"drop_layers={config.drop_layers}: '{model.id}' has {most} {_WORDS[recipe.unit]} that can go"
-            )
-        return choose(config.drop_layers)
+        return choose(units_to_remove(config, recipe, model, units))
     assert config.sparsity is not None
     if config.amount_of == "layers":
-        total = depth * len(parts_of(recipe.unit))
-        choice = choose(min(_whole_layers(config.sparsity, total), most))
-        reached = len(choice.units) / total
+        choice = choose(units_to_remove(config, recipe, model, units))
+        reached = len(choice.units) / (depth * len(parts_of(recipe.unit)))
     else:
         total = sizes.total(config.amount_of)
         search = _size_that_fits if entry.needs == "judge" else _choose_by_weight
@@ -309,7 +209,7 @@ def _choose(
     logger.info(
         "sparsity %s of %s: %s go (%d of %d %s), which is %.4f",
         config.sparsity, config.amount_of, in_words(choice.units), len(choice.units),
-        depth * len(parts_of(recipe.unit)), _WORDS[recipe.unit], reached,
+        depth * len(parts_of(recipe.unit)), WORDS[recipe.unit], reached,
     )  # fmt: skip
     return choice
 
@@ -321,27 +221,37 @@ def _size_that_fits(
     sizes: Sizes,
     units: tuple[Unit, ...],
     most: int,
-    choose: Callable[[int], Choice],
+    choose: Callable[[int, Budget], Choice],
 ) -> Choice:
-    """As many units as stay within the share whichever they are: a search is made once, not for each number."""
+    """As many units as stay within the share whichever they are: a search is made once, not for each number.
+
+    A planner that adds them one by one goes on while one fits.
+    """
     assert config.sparsity is not None
-    of = config.amount_of
-    budget = config.sparsity * sizes.total(of) * (1 + _ROUNDING)
-    heaviest = sorted((sizes.weight(unit, of) for unit in units), reverse=True)[:most]
-    count = sum(1 for k in range(1, len(heaviest) + 1) if sum(heaviest[:k]) <= budget)
+    of, total = config.amount_of, sizes.total(config.amount_of)
+    limit = config.sparsity * total * (1 + ROUNDING)
+    weights = {unit: sizes.weight(unit, of) for unit in units}
+    lightest = sorted(weights.values())
+    heaviest = lightest[::-1][:most]
+    certain, possible = (
+        sum(1 for weight in accumulate(each) if weight <= limit) for each in (heaviest, lightest[:most])
+    )
     asked = f"sparsity={config.sparsity} of the {of} of '{model.id}'"
-    if count == 0:
+    if certain == 0:
         raise ConfigError(
-            f"{asked} is less than the heaviest of what may go; expected at least "
-            f"{_round_up(heaviest[0] / sizes.total(of))}"
+            f"{asked} is less than the heaviest of what may go; expected at least {round_up(heaviest[0] / total)}"
         )
-    lightest = sorted(sizes.weight(unit, of) for unit in units)
-    if count == most and sum(lightest[: most + 1]) <= budget and len(lightest) > most:
-        raise ConfigError(
-            f"{asked} is more than can go; expected at most {_round_down(sum(heaviest) / sizes.total(of))}, as "
-            f"{_protection(recipe, config.protect)} and one block has to stay"
-        )
-    return choose(count)
+    others = Counter(sizes.weight(unit, of) for unit in all_units(recipe, model, sizes)) - Counter(heaviest)
+    if certain == most and others and sum(heaviest) + min(others) <= limit:
+        raise _too_much(asked, sum(heaviest) / total, recipe, config.protect)
+    return choose(certain, Budget(weights, limit, possible))
+
+
+def _too_much(asked: str, share: float, recipe: Method, protect: Collection[int]) -> ConfigError:
+    stays = " and one block has to stay" if recipe.unit == "block" else ""
+    return ConfigError(
+        f"{asked} is more than can go; expected at most {round_down(share)}, as {protection(recipe, protect)}{stays}"
+    )
 
 
 def _choose_by_weight(
@@ -356,65 +266,25 @@ def _choose_by_weight(
     """The most units whose weight stays within the share asked for."""
     assert config.sparsity is not None
     of, total = config.amount_of, sizes.total(config.amount_of)
-    budget = config.sparsity * total * (1 + _ROUNDING)
+    limit = config.sparsity * total * (1 + ROUNDING)
     asked = f"sparsity={config.sparsity} of the {of} of '{model.id}'"
-    weights: list[int] = []
+
+    def weight(choice: Choice) -> int:
+        return sum(sizes.weight(unit, of) for unit in choice.units)
+
+    first = choose(1)  # also says what is wrong with the scores, where something is
     for count in range(most, 0, -1):
-        choice = choose(count)
-        weights.append(sum(sizes.weight(unit, of) for unit in choice.units))
-        if weights[-1] > budget:
+        try:
+            choice = choose(count)
+        except ConfigError:  # there may be no such window
             continue
-        kept = [sizes.weight(u, of) for u in _everything(recipe, model, sizes) if u not in choice.units]
-        if count == most and kept and weights[-1] + min(kept) <= budget:
-            stays = " and one block has to stay" if recipe.unit == "block" else ""
-            raise ConfigError(
-                f"{asked} is more than can go; expected at most {_round_down(weights[-1] / total)}, as "
-                f"{_protection(recipe, config.protect)}{stays}"
-            )
+        if weight(choice) > limit:
+            continue
+        kept = [sizes.weight(u, of) for u in all_units(recipe, model, sizes) if u not in choice.units]
+        if count == most and kept and weight(choice) + min(kept) <= limit:
+            raise _too_much(asked, weight(choice) / total, recipe, config.protect)
         return choice
     raise ConfigError(
-        f"{asked} is less than the block that would go first; expected at least {_round_up(weights[-1] / total)}"
+        f"{asked} is less than the {'block' if recipe.unit == 'block' else 'part'} that would go first; expected at "
+        f"least {round_up(weight(first) / total)}"
     )
-
-
-def _everything(recipe: Method, model: ModelRef, sizes: Sizes) -> list[Unit]:
-    """All units, protected ones too."""
-    every = (Unit(i, part) for i in range(model.num_layers) for part in parts_of(recipe.unit))
-    return [unit for unit in every if _has(unit, sizes)]
-
-
-def _whole_layers(share: float, depth: int) -> int:
-    return math.floor(share * depth + _ROUNDING)
-
-
-def _round_up(share: float) -> float:
-    return math.ceil(share * 1e4 - _ROUNDING) / 1e4
-
-
-def _round_down(share: float) -> float:
-    return math.floor(share * 1e4 + _ROUNDING) / 1e4
-
-
-def _check_layers(
-    layers: tuple[int, ...], depth: int, allowed: tuple[int, ...], recipe: Method, protect: Collection[int], name: str
-) -> None:
-    outside = [i for i in layers if not 0 <= i < depth]
-    if outside:
-        raise ConfigError(
-            f"layers={list(layers)}: {outside} out of range; '{name}' has {depth} blocks, counted 0 to {depth - 1}"
-        )
-    if len(layers) >= depth and recipe.unit == "block":
-        raise ConfigError(f"layers={list(layers)} leaves none of the {depth} blocks of '{name}'; keep at least one")
-    protected = [i for i in layers if i not in allowed]
-    if protected:
-        raise ConfigError(
-            f"layers={list(layers)}: {protected} protected; {_protection(recipe, protect)} of '{name}' ({depth} "
-            "blocks). Leave them out, or set protect_first / protect_last"
-        )
-
-
-def _protection(recipe: Method, protect: Collection[int] = ()) -> str:
-    named = f", and layers {ranges(tuple(protect))} are protected by name" if protect else ""
-    if not recipe.protect_first and not recipe.protect_last:
-        return f"method '{recipe.name}' protects none{named}"
-    return f"method '{recipe.name}' protects {recipe.protect_first} first and {recipe.protect_last} last{named}"

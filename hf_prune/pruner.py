@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import environment, loading
+from hf_prune.amounts import check_amount
 from hf_prune.architecture import check_prunable, decoder_of
 from hf_prune.config import PrunerConfig
 from hf_prune.file_to_file import file_to_file
@@ -18,7 +19,6 @@ from hf_prune.loading import Fetched, Source, bare_name
 from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import Models, load_kwargs, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
-from hf_prune.plan import check_amount
 from hf_prune.records import Evaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
@@ -292,7 +292,7 @@ class Pruner(Stages):
             origin=origin,
             keep=keep,
             # Of a base that came in parts there are no files to hold them against.
-            unchanged=(self._healing is None or adapter is not None) and plan.slicing is None and came != "ranges",
+            unchanged=(self._healing is None or adapter is not None) and plan.only_drops and came != "ranges",
             max_shard_size=max_shard_size,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
             fetched=came,

@@ -46,7 +46,7 @@ class Scores(Record):
             zero diagonal), where h_i is the residual stream entering block i and h_L leaves the last block; empty
             where the measure speaks of single layers.
         standard_errors: same shape; standard error of each mean (sample standard deviation / sqrt(samples)).
-        data: the calibration text.
+        data: the calibration text; None where none was read.
         environment: where it was measured.
         seconds: of the pass.
         layers: one score a layer, where the measure speaks of single layers ("redundancy": the mean cosine between
@@ -66,7 +66,7 @@ class Scores(Record):
     options: dict[str, Any]
     distances: tuple[tuple[float, ...], ...]
     standard_errors: tuple[tuple[float, ...], ...]
-    data: TextUse
+    data: TextUse | None
     environment: Environment
     seconds: float
     layers: tuple[float, ...] = ()
@@ -95,6 +95,11 @@ class Operation:
     kind: str
     layers: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_fitted(self) -> bool:
+        """Whether it reads the plan's file of fitted tensors, as its option `file`."""
+        return self.kind in ("replace", "mask")
 
 
 @dataclass(frozen=True)
@@ -209,8 +214,12 @@ class Plan(Record):
             positively correlated windows).
         scores: sha256 of the scores record, where scores were used.
         slicing: how wide the model becomes, where it is sliced.
+        sparsity: share of the weights of the blocks' linear maps that is to become zero, where single weights do.
         trials: what a search decided, step by step.
         forwards: passes of the calibration text through the whole model that the search took.
+        data: the calibration text of a search, or of surgery that was fitted to the model.
+        surgery: registry name of the surgery that was fitted to the model, where one was.
+        surgery_options: its options.
         fits: of surgery that was fitted to the model, one sentence each on what was found.
         fitted: sha256 of the file of fitted tensors, which lies beside the plan as `fitted.safetensors`.
     """
@@ -229,8 +238,12 @@ class Plan(Record):
     gap_standard_error: float | None = None
     scores: str | None = None
     slicing: Slicing | None = None
+    sparsity: float | None = None
     trials: tuple[Trial, ...] = ()
     forwards: float | None = None
+    data: TextUse | None = None
+    surgery: str | None = None
+    surgery_options: dict[str, Any] = field(default_factory=dict)
     fits: tuple[str, ...] = ()
     fitted: str | None = None
 
@@ -238,7 +251,7 @@ class Plan(Record):
         """The plan with its file of fitted tensors in a folder; by its bare name where None is given."""
         name = self.FITTED if folder is None else str(Path(folder).absolute() / self.FITTED)
         moved = tuple(
-            dataclasses.replace(op, options={**op.options, "file": name}) if op.kind == "replace" else op
+            dataclasses.replace(op, options={**op.options, "file": name}) if op.reads_fitted else op
             for op in self.operations
         )
         return dataclasses.replace(self, operations=moved)
@@ -288,6 +301,11 @@ class Plan(Record):
             return (
                 f"slice the width of {self.model.num_layers} layers from {cut.hidden_size} to {widths} "
                 f"({1 - cut.mean_width:.1%} narrower on average, {change})"
+            )
+        if self.sparsity is not None:
+            return (
+                f"zero {self.sparsity:.1%} of the weights of all {self.model.num_layers} layers' linear maps (size "
+                "and speed stay as they are without a kernel for sparse weights)"
             )
         layers = "layer" if len(self.dropped) == 1 else "layers"
         told = [

@@ -17,6 +17,10 @@ def did_you_mean(value: str, known: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+WITHOUT_TEXT = ("weights", "tasks")
+"""What measures need (`Entry.needs`) that look at no calibration text."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered function.
@@ -29,9 +33,10 @@ class Entry:
         cuts: what it chooses or removes: whole "layers", the "width" of the residual stream, or "nothing".
         streamed: of a surgery: the same on a model without weights, `(decoder, layers, edits, **options)`; it changes
             the structure, and enters in `edits` what happens to the numbers. None where it needs the model in memory.
-        needs: of a measure: one "pass" through the blocks, the "outputs" of cut models, "gradients", or the "weights"
-            alone. Of a planner: "judge" where it asks for the damage of cuts while it chooses, else "scores" or
-            "nothing". Of a fitted surgery: "text" where it looks at hidden states, else "weights".
+        needs: of a measure: one "pass" through the blocks, the "outputs" of cut models, "gradients", the "weights"
+            alone, or cut models that answer "tasks". Of a planner: "judge" where it asks for the damage of cuts while
+            it chooses, else "scores" or "nothing". Of a fitted surgery: "text" where it looks at hidden states, else
+            "weights".
     """
 
     name: str

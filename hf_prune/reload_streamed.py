@@ -26,6 +26,7 @@ from hf_prune.samples import Batch
 from hf_prune.skeleton import skeleton
 from hf_prune.surgery import apply_plan
 from hf_prune.surgery.cut_tensors import cut_tensors, pieces_of
+from hf_prune.units import Unit
 
 
 def problems(
@@ -93,19 +94,20 @@ def _tensor_problems(folder: Path, source: Path, plan: Plan, dtype: str | torch.
             piece != mine.mover.read(entry.file, entry.start + at, len(piece))
             for at, piece in pieces_of(tensor, base.mover)
         ):
-            yield f"tensor '{name}' differs from '{tensor.source.name}' of the base"
+            made = "what the plan makes of " if tensor.edits else ""
+            yield f"tensor '{name}' differs from {made}'{tensor.source.name}' of the base"
 
 
 def _probe_problems(
     folder: Path, source: Path | None, plan: Plan, dtype: str | torch.dtype, trusted: bool
 ) -> Iterator[str]:
-    """What leaves the last block is finite, and what leaves the base's where the removed blocks are passed by."""
+    """What leaves the last block is finite, and what leaves the base's where all that is removed is passed by."""
     found = _walked(folder, len(plan.kept), (), plan, "auto", trusted)
     if not torch.isfinite(found).all():
         yield "hidden states behind the last block are not finite"
-    if source is None or any(operation.kind != "drop" for operation in plan.operations):
+    if source is None or any(operation.kind not in ("drop", "silence") for operation in plan.operations):
         return
-    wanted = _walked(source, plan.model.num_layers, plan.dropped, plan, dtype, trusted)
+    wanted = _walked(source, plan.model.num_layers, plan.removed, plan, dtype, trusted)
     if found.dtype != wanted.dtype:
         yield f"hidden states are {found.dtype}, expected {wanted.dtype}"
     elif not torch.equal(found, wanted):
@@ -113,7 +115,7 @@ def _probe_problems(
 
 
 def _walked(
-    folder: Path, depth: int, dropped: tuple[int, ...], plan: Plan, dtype: str | torch.dtype, trusted: bool
+    folder: Path, depth: int, removed: tuple[Unit, ...], plan: Plan, dtype: str | torch.dtype, trusted: bool
 ) -> torch.Tensor:
     """(2, 16, width) hidden states of the probe behind the last block, before the last norm."""
     decoder = skeleton(_source(folder, depth, plan), dtype=dtype, trust_remote_code=trusted)
@@ -121,7 +123,7 @@ def _walked(
     left: list[torch.Tensor] = []
     Walker(decoder, StreamedWeights(decoder, folder)).walk(
         [Batch(ids, torch.ones_like(ids))],
-        cuts=[dropped],
+        cuts=[removed],
         leave=lambda _cut, _batch, hidden, _mask: left.append(hidden.clone()),
     )
     return left[0]

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune import healing
+from hf_prune.amounts import check_amount
 from hf_prune.config import PrunerConfig
 from hf_prune.evaluation.task_loading import check_tasks, task_files
 from hf_prune.hub import PushResult, check_push
 from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
-from hf_prune.plan import check_amount
 from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
+from hf_prune.rounds import check_rounds, in_rounds
 from hf_prune.run_folder import beside, digest, remove, room_for
 from hf_prune.saving import RECORDS, check_output
 from hf_prune.shards import shard_limit
@@ -83,6 +84,7 @@ def run(
     shard_limit(max_shard_size)
     if heal:
         healing.require(config.healing.quantize)
+    check_rounds(config, heal)
     if not _finished(folder):
         check_output(folder)
         if evaluate:
@@ -122,14 +124,52 @@ def run(
         if evaluate:
             pruner.check_evaluation()
         with room_for(run_folder):
-            on_plan(pruner.plan())
-            _work(pruner, heal, evaluate)
-            pruner.save_pretrained(folder, repo_id=push, inputs=inputs, max_shard_size=max_shard_size)
+            if pruner.config.rounds > 1:
+                _rounds(pruner, model_id, folder, inputs, evaluate, progress, max_shard_size, load_kwargs)
+            else:
+                on_plan(pruner.plan())
+                _work(pruner, heal, evaluate)
+                pruner.save_pretrained(folder, repo_id=push, inputs=inputs, max_shard_size=max_shard_size)
     remove(run_folder)
     pushed = None
     if push is not None:
         pushed = push_output(folder, push, token=token, **push_kwargs)
     return RunResult(folder, Finished.load(folder), pushed, repeated)
+
+
+def _rounds(
+    pruner: Pruner,
+    model_id: str | Path,
+    folder: Path,
+    inputs: str,
+    evaluate: bool,
+    progress: bool,
+    max_shard_size: str,
+    load_kwargs: dict[str, Any],
+) -> None:
+    def once(model: str | Path, config: PrunerConfig, made: Path) -> Finished:
+        # Only the first round knows a Hub commit; what lies in a folder has none.
+        kwargs = load_kwargs if model is model_id else {k: v for k, v in load_kwargs.items() if k not in _OF_THE_HUB}
+        result = run(
+            model, config, made, heal=True, evaluate=False, progress=progress, max_shard_size=max_shard_size, **kwargs
+        )
+        return result.finished
+
+    in_rounds(
+        model_id,
+        pruner.config,
+        folder,
+        pruner.run.path,
+        pruner.source.ref,
+        once=once,
+        inputs=inputs,
+        evaluate=evaluate,
+        load_kwargs=load_kwargs,
+        progress=progress,
+    )
+
+
+_OF_THE_HUB = ("revision", "verify_hash")
 
 
 def _check_push(repo_id: str, token: Any, push_kwargs: dict[str, Any]) -> str:

@@ -101,11 +101,10 @@ def _last_needed(observers: Sequence[Observer], depth: int) -> int:
 
 def _checked(cut: Collection[int | Unit], depth: int, name: str) -> frozenset[Unit]:
     removed = as_cut(cut)
-    whole = {unit.layer for unit in removed if unit.part == "block"}
-    if not {unit.layer for unit in removed} <= set(range(depth)) or len(whole) == depth:
+    if not {unit.layer for unit in removed} <= set(range(depth)):
         raise ConfigError(
             f"a cut of '{name}' removes {', '.join(map(str, sorted(removed)))}; expected some of blocks 0 to "
-            f"{depth - 1}, not all of them"
+            f"{depth - 1}"
         )
     return removed
 
@@ -169,9 +168,10 @@ class Walker:
             observers: called after each block of the whole model. Where each says in `last_block` which block is the
                 last that it needs, those behind are neither read nor run.
             total: number of batches, for the progress bar; no bar when None.
-            cuts: what each cut removes: blocks, by index, or parts of them.
+            cuts: what each cut removes: blocks, by index, or parts of them. Where all blocks go, the embeddings enter
+                the last norm.
             leave: told what enters the last norm, for each cut and each batch (one batch after the other, and within
-                one the cuts in any order); needed with cuts.
+                one the first cut first, the others in any order); needed with cuts.
             seen: what the model that the observers look at lacks; nothing of the whole one. They are not shown
                 blocks that are gone.
 
@@ -179,7 +179,7 @@ class Walker:
             Seconds taken.
 
         Raises:
-            ConfigError: a cut names a block that is not there, or leaves none.
+            ConfigError: a cut names a block that is not there.
             MeasureError: hidden states of the whole model are NaN or infinite; names the first such block. Those of
                 cut models may be: that is for `leave` to judge.
             OutputError: the disk has no room for hidden states.

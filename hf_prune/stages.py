@@ -1,36 +1,25 @@
 """The stages on one model, in order, each done once and remembered in the run folder."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
-from hf_prune.architecture import decoder_of
+from hf_prune.choosing import Chooser
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.distributed import ALONE, Group
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
-from hf_prune.fit import fit
-from hf_prune.judging import CutJudge
-from hf_prune.measure import measure_model
-from hf_prune.methods import Method
 from hf_prune.models import LABELS, Label, Models
-from hf_prune.plan import NOT_WEIGHED, carried_out_by, check_amount, make_plan, scores_digest
+from hf_prune.plan import carried_out_by, check_healable
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
-from hf_prune.registry import fitted, measure, planner
 from hf_prune.run_folder import RunFolder
-from hf_prune.schedule_search import ScheduleJudge
-from hf_prune.slicing.plan import check_reachable, make_slicing_plan
-from hf_prune.slicing.read_costs import costs_of_config
-from hf_prune.slicing.slicer import check_tokens
-from hf_prune.streaming import check_room, walkable
+from hf_prune.streaming import check_room
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
 
@@ -86,56 +75,19 @@ class Stages:
         return self.models.current()
 
     def measure(self, group: Group = ALONE) -> Scores:
-        """Measure the distances that the recipe's planner chooses by, in one pass over the calibration text.
+        """Measure what the recipe's planner chooses by.
 
         Args:
             group: the processes that share the samples; all of them call this, and process 0 alone needs a run folder
                 that lasts.
 
         Raises:
-            ConfigError: the recipe measures nothing.
+            ConfigError: the recipe measures nothing, or looks at weights, and they are quantized.
             DataError: the calibration text cannot be had.
             MeasureError: NaN or infinite hidden states.
         """
-        recipe = self.config.recipe()
-        if recipe.measure is None:
-            raise ConfigError(f"method '{recipe.name}' measures nothing; give measure='angular' to measure anyway")
         if self._scores is None:
-            # Local copies may differ in their files' times, and so in their digests.
-            group.agree("model", dataclasses.replace(self.source.ref, digest=""))
-            samples = group.share(self.texts.calibration)
-            inputs = {
-                "model": self.source.ref,
-                "measure": recipe.measure,
-                "options": self.config.options("measure"),
-                "unit": recipe.unit,
-                "text": samples.use,
-                "dtype": str(self.models.kwargs["dtype"]),
-            }
-            self._scores = group.share(lambda: Scores.load(self.run.path) if self.run.has("measure", inputs) else None)
-            if self._scores is None:
-                batch_size = self.config.calibration.batch_size
-                if measure.get(recipe.measure).needs != "pass":
-                    check_room(self.models, f"measure '{recipe.measure}'", "take one of a single pass")
-                decoder, weights = walkable(self.models, samples.sequences, batch_size)
-                self._scores = measure_model(
-                    decoder,
-                    samples,
-                    model=self.source.ref,
-                    name=recipe.measure,
-                    options=self.config.options("measure"),
-                    batch_size=batch_size,
-                    progress=self._progress,
-                    group=group,
-                    weights=weights,
-                    scratch=self.run.path,
-                    unit=recipe.unit,
-                    max_forwards=self.config.max_forwards,
-                )
-                if group.leads:
-                    self.run.begin("measure")
-                    self._scores.save(self.run.path)
-                    self.run.finish("measure", inputs)
+            self._scores = self._chooser().measure(group)
         return self._scores
 
     def plan(self) -> Plan:
@@ -145,105 +97,21 @@ class Stages:
             ConfigError: no amount, or one that the model cannot lose.
         """
         if self._plan is None:
-            check_amount(self.config, self.source.ref.num_layers, self.source.ref.id)
-            if self.config.recipe().cuts == "width":
-                self._plan = self._plan_widths()
-                self._plan.save(self.run.path)
-                return self._plan
-            self._plan = self._choose()
+            self._plan = self._chooser().plan(self.measure)
             self._plan.save(self.run.path)
         return self._plan
 
-    def _choose(self) -> Plan:
-        """What goes, and what stands in for it; taken up again where it was found before."""
-        recipe, chosen = self.config.recipe(), self.config.layers is not None
-        searches = not chosen and planner.get(recipe.planner).needs == "judge"
-        fits = recipe.surgery in fitted
-        if searches or fits:
-            check_room(self.models, f"method '{recipe.name}'", "take one that measures in a single pass and drops")
-        scores = self.measure() if recipe.measure is not None and not chosen and not searches else None
-        by_weight = self.config.sparsity is not None and self.config.amount_of != "layers"
-        sizes = self.models.sizes() if by_weight or recipe.unit != "block" else NOT_WEIGHED
-        if not searches and not fits:
-            return make_plan(self.config, self.source.ref, sizes, scores)
-        samples = self.texts.calibration() if self.config.calibrates else None
-        inputs = {
-            "model": self.source.ref,
-            "config": {
-                name: getattr(self.config, name)
-                for name in ("method", "drop_layers", "layers", "sparsity", "protect", "max_forwards")
-            },
-            "amount of": self.config.amount_of,
-            "recipe": recipe,
-            "options": [self.config.options(kind) for kind in ("measure", "planner", "surgery")],
-            "scores": None if scores is None else scores_digest(scores),
-            "text": None if samples is None else samples.use,
-            "seed": self.config.calibration.seed,
-            "dtype": str(self.models.kwargs["dtype"]),
-        }
-        if self.run.has("plan", inputs):
-            return Plan.load(self.run.path)
-        sequences = () if samples is None else samples.sequences
-        judge = self._cut_judge(recipe, sequences) if searches else None
-        plan = make_plan(self.config, self.source.ref, sizes, scores, judge)
-        if judge is not None:
-            plan = dataclasses.replace(plan, forwards=judge.forwards)
-        self.run.begin("plan")
-        if fits:
-            plan = fit(
-                plan,
-                decoder_of(self.models.original(), self.source.ref.id),
-                recipe.surgery,
-                self.config.options("surgery"),
-                self.run.path,
-                sequences=sequences,
-                batch_size=self.config.calibration.batch_size,
-                seed=self.config.calibration.seed,
-                progress=self._progress,
-            )
-        plan.save(self.run.path)
-        self.run.finish("plan", inputs)
-        return plan
-
-    def _cut_judge(self, recipe: Method, sequences: Sequence[torch.Tensor]) -> CutJudge:
-        if recipe.measure is None:
-            raise ConfigError(
-                f"planner '{recipe.planner}' tries cuts on the model and needs a measure to judge them by, such as "
-                f"'kl'; method '{recipe.name}' names none (measure=..., --measure)"
-            )
-        return CutJudge(
-            decoder_of(self.models.original(), self.source.ref.id),
-            sequences,
-            recipe.measure,
-            self.config.options("measure"),
-            batch_size=self.config.calibration.batch_size,
-            scratch=self.run.path,
-            progress=self._progress,
-            limit=self.config.max_forwards,
-        )
-
-    def _plan_widths(self) -> Plan:
-        settings, width = self.config.calibration, self._text_config.hidden_size
-        check_tokens(settings.samples * min(settings.max_length, self._limit), width, self.source.ref.id)
-        costs = costs_of_config(self._text_config, self.source.ref.id)
-        check_reachable(self.config, self.source.ref, costs)
-        if self.config.searches:
-            self.check_cut()
-        scores = self.measure() if self.config.recipe().measure is not None else None
-        judge = selection = None
-        if self.config.searches:
-            judge = ScheduleJudge(self.config, self.models, self.texts, self.tokenizer, self.run, self._progress)
-            selection = self.texts.selection().use
-            judge.announce(0.0 if scores is None else scores.seconds)
-        return make_slicing_plan(
+    def _chooser(self) -> Chooser:
+        return Chooser(
             self.config,
-            self.source.ref,
-            costs,
-            scores,
-            judge=judge,
-            selection=selection,
-            calibration=self.texts.calibration().use,
-            scores_digest=None if scores is None else scores_digest(scores),
+            self.models,
+            self.texts,
+            self.tokenizer,
+            self.run,
+            self._text_config,
+            self._limit,
+            self._quantized,
+            self._progress,
         )
 
     def _text(self) -> Text:
@@ -336,6 +204,7 @@ class Stages:
             CheckpointError: the weights are quantized already.
             ConfigError: the model must not be in memory as a whole.
         """
+        check_healable(self.config)
         check_room(self.models, "healing", "prune alone")
         healing.require(self.config.healing.quantize)
         if self._quantized:

@@ -114,7 +114,7 @@ class Texts:
 
     def files(self) -> dict[str, list[tuple[str, int, int]]]:
         """Of each stage that reads local text: names, sizes and times of the files, to tell when they have changed."""
-        return {stage: self._files(stage) for stage in ("calibration", "evaluation", "healing")}
+        return {stage: self.local_files(self._config, stage) for stage in ("calibration", "evaluation", "healing")}
 
     def sampled_files(self) -> list[Path]:
         """Token files of the texts that were sampled from the model: nobody can look those up elsewhere."""
@@ -133,8 +133,15 @@ class Texts:
             return found, None
         return found.part(0, kept), found.part(kept, len(found.sequences))
 
-    def _files(self, stage: Stage) -> list[tuple[str, int, int]]:
-        source = calibration.resolve(getattr(self._config, stage), stage, self._method, self._config.calibration)
+    @staticmethod
+    def local_files(config: PrunerConfig, stage: Stage) -> list[tuple[str, int, int]]:
+        """Names, sizes and times of the files that a stage reads; none where its text does not lie here.
+
+        Args:
+            config: the recipe.
+            stage: whose text.
+        """
+        source = calibration.resolve(getattr(config, stage), stage, config.recipe(), config.calibration)
         path = None if source is None else source.path
         if path is None:
             return []
@@ -162,7 +169,7 @@ class Texts:
             "config": config,
             "calibration": self._config.calibration,
             "dataset": self._method.dataset,
-            "files": self._files(stage),
+            "files": self.local_files(self._config, stage),
             "shared": shared,
             "limit": self._limit,
             "samples": samples,
@@ -205,6 +212,8 @@ class Texts:
         if name != "calibration" and self._config.calibrates and self.samples_itself("calibration") == itself:
             self.calibration()
             earlier["calibration"] = self._made["calibration"]
+        if name == "calibration" and "evaluation" in self._made and self.samples_itself("evaluation") == itself:
+            earlier["evaluation"] = self._made["evaluation"]
         if name in ("held-out", "healing") and self.samples_itself("evaluation") == itself:
             earlier["evaluation"] = self.evaluation()
         if name == "healing":

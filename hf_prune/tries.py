@@ -1,9 +1,11 @@
 """Cuts of one model as a tree: what they have in common is run once."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 
-from hf_prune.units import Cut, Part
+from hf_prune.units import Cut, Part, Unit
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Branching:
 
 
 def branchings(cuts: Sequence[Cut], depth: int) -> Branching:
-    """Arrange cuts as a tree.
+    """Arrange cuts as a tree. In each division the branch of the first cut comes first, and so that cut in all of it.
 
     Args:
         cuts: what each removes.
@@ -56,6 +58,30 @@ def branchings(cuts: Sequence[Cut], depth: int) -> Branching:
     """
     rows = [[Removed.at(layer, cut) for layer in range(depth)] for cut in cuts]
     return _arrange(rows, tuple(range(len(cuts))), 0, depth)
+
+
+def subset_runs(units: Sequence[Unit], size: int, depth: int) -> int:
+    """Blocks that run for one batch where all subsets of some units are tried as one tree; nothing is listed.
+
+    Args:
+        units: that may go; blocks, or parts of blocks.
+        size: of each subset.
+        depth: blocks that there are.
+    """
+    runs, left = 0, len(units)
+    # Ways to choose among the units of the blocks so far, by how many are chosen: each is a branch of its own.
+    ways = {0: 1}
+    for layer in range(depth):
+        here = [unit for unit in units if unit.layer == layer]
+        left -= len(here)
+        after: Counter[int] = Counter()
+        for chosen in chain.from_iterable(combinations(here, count) for count in range(len(here) + 1)):
+            for before, count in ways.items():
+                if before + len(chosen) <= size <= before + len(chosen) + left:
+                    after[before + len(chosen)] += count
+                    runs += 0 if Removed.at(layer, frozenset(chosen)).whole else count
+        ways = dict(after)
+    return runs
 
 
 def _arrange(rows: Sequence[Sequence[Removed]], among: tuple[int, ...], start: int, depth: int) -> Branching:

@@ -10,6 +10,14 @@ PARTS: tuple[Part, ...] = get_args(Part)
 UnitKind = Literal["block", "attention", "mlp", "joint"]
 """What a method chooses among; "joint" are attention and MLP in one list."""
 
+WORDS: dict[UnitKind, str] = {
+    "block": "layers",
+    "attention": "attentions",
+    "mlp": "MLPs",
+    "joint": "attentions and MLPs",
+}
+"""What people call several of them."""
+
 
 @dataclass(frozen=True, order=True)
 class Unit:

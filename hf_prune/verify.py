@@ -201,7 +201,7 @@ def _check_records(finished: Finished, folder: Path) -> Check:
             ("evaluated models", models, tuple(name for name in LABELS if name in models)),
             (
                 "layers of the plan",
-                tuple(i for op in plan.operations if op.kind == "drop" for i in op.layers),
+                tuple(sorted(i for op in plan.operations if op.kind == "drop" for i in op.layers)),
                 plan.dropped,
             ),
             ("layers left", len(plan.kept), plan.model.num_layers - len(plan.dropped)),

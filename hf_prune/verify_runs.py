@@ -10,8 +10,9 @@ from hf_prune import extras
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.output import Finished
+from hf_prune.planners.choice import in_words
 from hf_prune.pruner import Pruner
-from hf_prune.records import Plan, TextUse, ranges
+from hf_prune.records import Plan, TextUse
 from hf_prune.samples import Samples, digest
 from hf_prune.saving import RECORDS
 from hf_prune.verify_checks import Check, Status
@@ -167,12 +168,16 @@ def check_plan(rerun: Rerun) -> list[Check]:
     claimed, config = rerun.finished.plan, rerun.recipe()
     if claimed.planner == "named" and config.layers is not None:
         reason = "its layers were named by whoever made it; nothing was chosen"
-        return [Check("plan from recipe", "shown", ranges(claimed.dropped), reason=reason)]
+        return [Check("plan from recipe", "shown", in_words(claimed.removed), reason=reason)]
+    if config.layers is None and config.drop_layers is None and config.sparsity is None:
+        reason = "its recipe holds no amount: the plan was made elsewhere, and given to it"
+        return [Check("plan from recipe", "shown", in_words(claimed.removed), reason=reason)]
     scores = rerun.finished.scores
     dtype = "auto" if scores is None else scores.environment.dtype.split(",")[0]
     pruner = Pruner.from_pretrained(rerun.base, config, **rerun.kwargs(dtype))
     checks = []
-    use = scores.data if scores is not None else claimed.slicing.calibration if claimed.slicing is not None else None
+    cut = claimed.slicing
+    use = (None if scores is None else scores.data) or claimed.data or (None if cut is None else cut.calibration)
     if use is not None:
         # What a search held out from the text lies in the same file, behind it.
         text = rerun.shipped("calibration", use) if use.dataset is None else None
@@ -188,7 +193,7 @@ def check_plan(rerun: Rerun) -> list[Check]:
         close = math.isclose(claimed.distance, made.distance, abs_tol=allowed, rel_tol=0)
         pair = f"{claimed.distance:.6g}", f"{made.distance:.6g}"
         checks.append(Check("distance of the layers", "pass" if close else "fail", *pair, f"± {allowed:.2g}"))
-    return checks
+    return [*checks, *_same_fit(claimed, made)]
 
 
 def _same_choice(claimed: Plan, made: Plan) -> Check:
@@ -196,5 +201,26 @@ def _same_choice(claimed: Plan, made: Plan) -> Check:
     if claimed.slicing is not None and made.slicing is not None:
         ours, theirs = list(claimed.slicing.widths), list(made.slicing.widths)
         return Check(name, "pass" if ours == theirs else "fail", str(ours), str(theirs), "exact")
-    close = claimed.dropped == made.dropped
-    return Check(name, "pass" if close else "fail", ranges(claimed.dropped), ranges(made.dropped), "exact")
+    same = claimed.removed == made.removed
+    return Check(name, "pass" if same else "fail", in_words(claimed.removed), in_words(made.removed), "exact")
+
+
+def _same_fit(claimed: Plan, made: Plan) -> list[Check]:
+    """What was fitted, once more: factors to within rounding; a file of tensors never comes out to the bit twice."""
+    checks = []
+    ours, theirs = ([op.options["factor"] for op in plan.operations if op.kind == "scale"] for plan in (claimed, made))
+    if ours or theirs:
+        close = len(ours) == len(theirs) and all(
+            math.isclose(a, b, rel_tol=_DISTANCE) for a, b in zip(ours, theirs, strict=True)
+        )
+        status: Status = "pass" if close else "fail"
+        checks.append(Check("fitted factors", status, _factors(ours), _factors(theirs), f"± {_DISTANCE:.0%}"))
+    if claimed.fitted is not None or made.fitted is not None:
+        old, new = ((plan.fitted or "none")[:12] for plan in (claimed, made))
+        reason = "fitting sums in another order on other machines, so that the last bits differ"
+        checks.append(Check("file of fitted tensors", "shown", old, new, reason=reason))
+    return checks
+
+
+def _factors(found: list[float]) -> str:
+    return f"{len(found)}, {min(found):.4g} to {max(found):.4g}" if found else "none"

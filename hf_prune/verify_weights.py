@@ -2,12 +2,11 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hf_prune import serial
@@ -17,12 +16,13 @@ from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
 from hf_prune.names import home, original_name
 from hf_prune.output import Finished
-from hf_prune.records import Plan
+from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
 from hf_prune.verify_checks import Check, outcome
+from hf_prune.verify_edits import edited
 from hf_prune.verify_healing import check_healing
+from hf_prune.verify_tensors import StoredTensor, load, masked, same, stored_tensors
 
-_CHUNK = 16 * 2**20
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What is written anew with every save, and the dtype, which is held against the weights themselves.
 _NOT_COMPARED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
@@ -30,18 +30,6 @@ _SLICING_CHANGES = {
     "architectures", "auto_map", "head_dim", "hidden_size", "model_type", "rms_norm_eps", "slice_dims",
     "slice_shortcuts", "tie_word_embeddings",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor in a file: its dtype and shape by the header, and where its bytes lie."""
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
@@ -58,14 +46,14 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
         meta = load_meta(folder, False)
     except PruneError as error:
         return [*checks, Check("weights fit the config", "fail", reason=str(error))]
-    tensors = _tensors(folder)
+    tensors = stored_tensors(folder)
     checks.append(outcome("weights fit the config", _check_index(folder), f"{len(tensors)} tensors"))
     checks.append(_check_dtype(folder, tensors))
     if finished.healing is not None:
         checks.append(check_healing(folder, meta, finished.healing))
     if plan.slicing is not None:
         return [*checks, *_check_sliced(plan, meta, tensors)]
-    return [*checks, *_check_kept(tensors, _tensors(base), meta, finished)]
+    return [*checks, *_check_kept(tensors, stored_tensors(base), meta, finished)]
 
 
 def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
@@ -109,7 +97,7 @@ def _check_index(folder: Path) -> list[str]:
     return sorted(problems)
 
 
-def _check_dtype(folder: Path, tensors: dict[str, _Tensor]) -> Check:
+def _check_dtype(folder: Path, tensors: dict[str, StoredTensor]) -> Check:
     raw = serial.read_json(folder / "config.json")
     stated = {str(raw[key]) for key in ("dtype", "torch_dtype") if raw.get(key) is not None}
     stored = {_DTYPES[t.dtype] for t in tensors.values() if t.dtype in _DTYPES}
@@ -119,41 +107,104 @@ def _check_dtype(folder: Path, tensors: dict[str, _Tensor]) -> Check:
 
 
 def _check_kept(
-    tensors: dict[str, _Tensor], base: dict[str, _Tensor], meta: PreTrainedModel, finished: Finished
+    tensors: dict[str, StoredTensor], base: dict[str, StoredTensor], meta: PreTrainedModel, finished: Finished
 ) -> list[Check]:
-    """Every tensor but those that healing has changed is the base's, to the bit."""
-    keep, leaf = finished.plan.kept, decoder_of(meta).blocks_path.rpartition(".")[2]
+    """Every tensor is to the bit what the plan makes of the base's, but for those that were healed or fitted."""
+    plan, healing = finished.plan, finished.healing
+    keep, leaf = plan.kept, decoder_of(meta).blocks_path.rpartition(".")[2]
     homes = {name: tensor.path for name, tensor in base.items()}
-    merged = finished.healing is not None and finished.healing.output == "merged"
-    healed = _healed(finished.healing.target_modules, leaf) if merged and finished.healing else None
-    problems, wrong_shapes, equal, size, changed, targeted = [], [], 0, 0, 0, 0
+    merged = healing is not None and healing.output == "merged"
+    healed = _healed(healing.target_modules, leaf) if merged and healing else None
+    done = edited(plan, meta, list(tensors))
+    problems, redone, trained, fitted = [], list(done.problems), _Free(), _Free()
+    equal = size = changed = zeroed = 0
+    loose: set[int | None] = set(done.blocks)
     for name, tensor in tensors.items():
-        block = re.search(rf"(?:^|\.){re.escape(leaf)}\.(\d+)\.", name)
-        outside = block is not None and int(block[1]) >= len(keep)
+        found = re.search(rf"(?:^|\.){re.escape(leaf)}\.(\d+)\.", name)
+        block = None if found is None else int(found[1])
+        outside = block is not None and block >= len(keep)
         original = None if outside else home(original_name(name, leaf, keep), homes, meta.base_model_prefix)
         if original is None:
             problems.append(f"'{name}' has no counterpart in the base")
             continue
-        same = _same(tensor, base[original])
+        ways = done.of(name, block)
+        way = next((edits for edits in ways if same(tensor, base[original], edits)), None)
         if healed is not None and healed.search(name):
-            targeted, changed = targeted + 1, changed + (not same)
-            if tensor.shape != base[original].shape:
-                wrong_shapes.append(f"'{name}' is {list(tensor.shape)}, the base's {list(base[original].shape)}")
-        elif same:
+            trained.add(tensor, base[original], way is not None)
+        elif way:
+            changed += 1
+            loose.discard(block)
+        elif way is not None:
             equal, size = equal + 1, size + tensor.end - tensor.start
+        elif block in done.masked and any(masked(tensor, base[original], edits) for edits in ways):
+            zeroed += 1
+        elif block in done.fitted:
+            fitted.add(tensor, base[original], False)
+            fitted.problems += _impossible(tensor, str(meta.dtype).removeprefix("torch."))
+        elif any(ways):
+            redone.append(f"'{name}' is not what the plan makes of '{original}' of the base")
         else:
             problems.append(f"'{name}' is not '{original}' of the base")
-    kept = len(tensors) - targeted
+    if healed is None:
+        redone += [f"no tensor of block {block} was changed as the plan says" for block in sorted(map(str, loose))]
+    kept = equal + len(problems)
     checks = [
         outcome("kept tensors", problems, f"{equal} equal, {size:,} bytes", f"{kept} as in the base, to the bit")
     ]
+    if done.exact or done.problems:
+        kinds = " and ".join(kind for kind in ("scaled", "silenced") if kind in _kinds(plan))
+        claimed = f"{changed + len(redone)} {kinds} by the plan, to the bit"
+        checks.append(outcome("changed tensors", redone, f"{changed} equal", claimed))
+    if done.masked:
+        claimed = f"{zeroed} as in the base, but for zeros"
+        checks.append(Check("masked tensors", "pass" if zeroed else "fail", claimed, f"{zeroed} hold zeros"))
+    if done.fitted:
+        checks.append(_check_fitted(fitted, plan))
     if healed is not None:
-        if not changed:
-            wrong_shapes.append("healing is claimed, and none of its tensors differs from the base's")
-        checks.append(
-            outcome("healed tensors", wrong_shapes, f"{changed} changed", f"{targeted} trained, shapes of the base")
-        )
+        if not trained.changed:
+            trained.problems.append("healing is claimed, and none of its tensors differs from the base's")
+        claimed = f"{trained.count} trained, shapes of the base"
+        checks.append(outcome("healed tensors", trained.problems, f"{trained.changed} changed", claimed))
     return checks
+
+
+@dataclass
+class _Free:
+    """Tensors whose numbers nothing here tells: only what every tensor must be is looked at."""
+
+    problems: list[str] = field(default_factory=list)
+    count: int = 0
+    changed: int = 0
+
+    def add(self, tensor: StoredTensor, base: StoredTensor, same: bool) -> None:
+        self.count, self.changed = self.count + 1, self.changed + (not same)
+        if tensor.shape != base.shape:
+            self.problems.append(f"'{tensor.name}' is {list(tensor.shape)}, the base's {list(base.shape)}")
+
+
+def _impossible(tensor: StoredTensor, dtype: str) -> list[str]:
+    """What no fitted tensor is."""
+    if _DTYPES.get(tensor.dtype) != dtype:
+        return [f"'{tensor.name}' is {_DTYPES.get(tensor.dtype, tensor.dtype)}, the model {dtype}"]
+    return [] if torch.isfinite(load(tensor)).all() else [f"'{tensor.name}' holds numbers that are not finite"]
+
+
+def _kinds(plan: Plan) -> set[str]:
+    return {{"scale": "scaled", "silence": "silenced"}.get(operation.kind, "") for operation in plan.operations}
+
+
+def _check_fitted(fitted: _Free, plan: Plan) -> Check:
+    """Nothing of the base says what was fitted; that it is numbers in the base's shapes is all that can be seen."""
+    layers = ranges(tuple(i for op in plan.operations if op.kind == "replace" for i in op.layers))
+    measured, name = f"{fitted.count} differ from the base's", "fitted tensors"
+    if fitted.problems:
+        return outcome(name, fitted.problems, measured, f"in layers {layers}")
+    reason = (
+        f"{fitted.count} tensors of layers {layers} were fitted to text when the model was made; the file that they "
+        "come from is not shipped, so that their numbers cannot be checked, only shapes, dtypes and that they are "
+        "finite. The evaluations tell the rest"
+    )
+    return Check(name, "shown", f"in layers {layers}", measured, reason=reason)
 
 
 def _healed(targets: tuple[str, ...], leaf: str) -> re.Pattern[str]:
@@ -162,7 +213,7 @@ def _healed(targets: tuple[str, ...], leaf: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|\.){re.escape(leaf)}\.\d+\.(?:{modules})\.weight$")
 
 
-def _check_sliced(plan: Plan, meta: PreTrainedModel, tensors: dict[str, _Tensor]) -> list[Check]:
+def _check_sliced(plan: Plan, meta: PreTrainedModel, tensors: dict[str, StoredTensor]) -> list[Check]:
     cut, config = plan.slicing, meta.config
     assert cut is not None
     wanted: dict[str, Any] = {"embed": cut.embed, "attn_out": list(cut.attn_out), "mlp_out": list(cut.mlp_out)}
@@ -189,39 +240,6 @@ def _check_sliced(plan: Plan, meta: PreTrainedModel, tensors: dict[str, _Tensor]
             "and the evaluations tell the rest",
         ),
     ]
-
-
-def _tensors(folder: Path) -> dict[str, _Tensor]:
-    found = {}
-    for path in weight_files(folder):
-        for name, entry in read_header(path).items():
-            found[name] = _Tensor(path, name, entry.dtype, entry.shape, entry.start, entry.start + entry.size)
-    return found
-
-
-def _same(one: _Tensor, other: _Tensor) -> bool:
-    """Whether two tensors are equal to the bit; one that was saved in another dtype, after that cast of the base."""
-    if one.shape != other.shape:
-        return False
-    if one.dtype != other.dtype:
-        mine = _load(one)
-        pair = mine, _load(other).to(mine.dtype)
-        return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in pair))
-    with one.path.open("rb") as mine_file, other.path.open("rb") as other_file:
-        mine_file.seek(one.start)
-        other_file.seek(other.start)
-        left = one.end - one.start
-        while left > 0:
-            size = min(left, _CHUNK)
-            if mine_file.read(size) != other_file.read(size):
-                return False
-            left -= size
-    return True
-
-
-def _load(tensor: _Tensor) -> torch.Tensor:
-    with safe_open(tensor.path, "pt") as file:
-        return file.get_tensor(tensor.name)
 
 
 def _numbers(shape: tuple[int, ...]) -> int:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from hf_prune.planners.problem import Judge, Problem
 from hf_prune.records import Environment, ModelRef, Scores, TextUse
-
 from hf_prune.units import Unit
 
 from .evaluation.text import VOCAB, byte_tokenizer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune.checkpoint import checkpoint_entries
-from tests.benchmarks import gpu, pruned_speed, scaling, table
+from tests.benchmarks import gpu, pruned_speed, scaling, searching, table
 from tests.benchmarks.checkpoints import SEVEN_B, Shapes, checkpoint
 from tests.benchmarks.costs import cold, memory_limit, read_seconds, run_child, weights_of
 from tests.benchmarks.scaling import Size, exponents
@@ -131,6 +131,16 @@ def test_streaming_benchmarks_run(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     shown = table.render([{"benchmark": name.replace("_", "-"), "figures": figures, **ABOUT}])
     assert len(shown.splitlines()) > 5
+
+
+@pytest.mark.slow
+def test_search_benchmark_runs() -> None:
+    figures = json.loads(json.dumps(searching.main(small=True)))
+    for found in figures["tree"].values():
+        assert found["largest difference of scores"] < 1e-5
+        assert found["forwards"][0] < found["forwards"][1]
+    for found in (figures["greedy kl, 4 of 12"], figures["greedy kl, 8 of 32"]):
+        assert found["forwards"] <= found["forwards, promised at most"] < found["forwards without a tree"]
 
 
 @pytest.mark.slow

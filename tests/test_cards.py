@@ -622,7 +622,7 @@ def test_parts_of_a_base_are_not_compared_with_it():
         ({"fetched": "ranges", "plan": plan(model=ModelRef("org/base", None, "llama", 12))}, "fetched='ranges', but"),
         ({"repo_id": "a b/c"}, "repo_id='a b/c' is no Hub id"),
         ({"plan": plan(operations=())}, "removes no layer"),
-        ({"plan": plan(operations=(Operation("drop", (12,)),))}, "drops layers 12; the model has 12"),
+        ({"plan": plan(operations=(Operation("drop", (12,)),))}, "speaks of layers [12]; the model has 12"),
         ({"plan": plan(method="nonsense")}, "unknown method 'nonsense'"),
         ({"scores": scores(layers=8)}, "a model with 8 layers, the plan of one with 12"),
         ({"evaluation": evaluation(model("pruned", layers=8))}, "pruned model has 8 layers; the plan says 9"),
@@ -660,7 +660,7 @@ def test_template_refuses_missing_and_unformatted_values(monkeypatch):
     with pytest.raises(ConfigError, match="the template uses 'card_data', which was not given"):
         rendered.render(title="only this")
     with pytest.raises(UndefinedError, match="'warnings' is undefined"):
-        rendered.render(card_data="", title="", base="", plan=plan(), healing={})
+        rendered.render(card_data="", title="", base="", plan=plan(), choice={"lead": ""}, healing={})
     monkeypatch.setattr(cards, "bullets", lambda *_, **__: None)
     monkeypatch.setattr(cards, "_licence", lambda *_: None)
     with pytest.raises(ConfigError, match="the template prints None"):

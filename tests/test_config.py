@@ -51,6 +51,11 @@ SLICED = st.fixed_dictionaries(
     },
     optional={"sparsity": st.floats(0, 1, exclude_min=True, exclude_max=True)},
 )
+SPARSE = st.fixed_dictionaries(
+    {"sparsity_of": st.sampled_from([None, "weights"])},
+    optional={"sparsity": st.floats(0, 1, exclude_min=True, exclude_max=True)},
+)
+FIELDS = {"layers": DROPPED, "width": SLICED, "weights": SPARSE}
 CALIBRATION = st.builds(
     CalibrationConfig, dataset=NAME, split=NAME, samples=COUNT, max_length=COUNT, seed=st.integers()
 )
@@ -74,7 +79,7 @@ EVALUATION = st.builds(
 @st.composite
 def configs(draw: Any) -> PrunerConfig:
     method = draw(st.sampled_from(list(METHODS)))
-    fields = draw(SLICED if METHODS[method].cuts == "width" else DROPPED)
+    fields = draw(FIELDS[METHODS[method].cuts])
     if method == "dynamic-slicing":
         fields["planner_kwargs"]["slice_base"] = draw(st.just("search") | st.floats(0, fields.get("sparsity", 0.99)))
         fields["surgery_kwargs"]["basis"] = "per_block"  # one basis is one width

@@ -124,7 +124,7 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
         monkeypatch.setattr(place, call)
 
-    counting("hf_prune.stages.measure_model", lambda kwargs: "measure")
+    counting("hf_prune.choosing.measure_model", lambda kwargs: "measure")
     counting("hf_prune.evaluation.stage.evaluate_original", lambda kwargs: "original")
     counting("hf_prune.evaluation.stage.evaluate", lambda kwargs: kwargs["label"])
     counting("hf_prune.healing.heal", lambda kwargs: "heal")

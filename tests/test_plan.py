@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_prune.amounts import Sizes, allowed_blocks, check_amount
 from hf_prune.architecture import decoder_of
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
-from hf_prune.plan import Sizes, allowed_blocks, check_amount, make_plan, scores_digest
+from hf_prune.plan import make_plan, scores_digest
 from hf_prune.records import Operation, Plan
 from hf_prune.surgery import apply_plan
 

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.layer_states import layer_states
 from hf_prune.pictures import pictures
 from hf_prune.plots import (
     plot_comparison,
@@ -16,7 +17,7 @@ from hf_prune.plots import (
     plot_widths,
     windows_matrix,
 )
-from hf_prune.plotting.figures import Bar, importance, ratios
+from hf_prune.plotting.figures import Bar, PerLayer, per_layer, ratios
 from hf_prune.records import Environment, ModelRef, Operation, Plan, Scores, Slicing, TaskResult, TextUse
 from tests import test_cards as cards
 
@@ -209,7 +210,78 @@ def layer_scores(values=(0.1, 0.9, 0.5, 0.5, 0.2, 0.3), errors=(0.01,) * 6):
 def test_layer_scores_are_drawn_as_they_are():
     bars = heights(plot_importance(layer_scores(errors=()), plan()), *BLUE)
     assert [bar / max(bars) * 0.9 for bar in bars] == pytest.approx([0.1, 0.9, 0.5, 0.5, 0.2, 0.3], abs=0.01)
-    assert importance(layer_scores()) == ((0.1, 0.9, 0.5, 0.5, 0.2, 0.3), (0.01,) * 6, "redundancy of the layer")
+    values = (0.1, 0.9, 0.5, 0.5, 0.2, 0.3)
+    assert per_layer(layer_scores()) == (PerLayer("block", values, (0.01,) * 6, "redundancy of the layer"),)
+    assert per_layer(layer_scores((), ())) == ()
+
+
+def importances(**rows):
+    empty = {"distances": (), "standard_errors": ()}
+    return dataclasses.replace(scores(), measure="block_influence", importances=rows, **empty)
+
+
+def silence(part, *layers):
+    return Operation("silence", layers, {"part": part})
+
+
+def test_importances_are_drawn_one_panel_a_part_with_what_went_marked():
+    values = (0.4, 0.1, 0.2, 0.3, 0.8, 0.6)
+    one = plot_importance(importances(block=values), plan(1, 2))
+    bars = heights(one, *BLUE, below=40)
+    assert [bar / max(bars) * 0.8 for bar in bars] == pytest.approx([0.4, 0.3, 0.8, 0.6], abs=0.01)
+    joint = importances(attention=values, mlp=values[::-1])
+    gone = dataclasses.replace(plan(), operations=(silence("attention", 1), silence("mlp", 4), plan(3).operations[0]))
+    two = plot_importance(joint, gone)
+    assert len(pixels(two)) > len(pixels(one)) + 200
+    # Of attention 1 and 3 (which went with its block), of the MLPs 3 and 4.
+    middle = len(pixels(two)) // 2
+    spots = coloured(two, *VERMILION)
+    for upper, wanted in ((True, 2), (False, 2)):
+        columns = sorted({c for r, c in spots if 40 < r and (r < middle) == upper})
+        assert 1 + sum(b > a + 8 for a, b in zip(columns, columns[1:], strict=False)) == wanted
+    rows = per_layer(joint)
+    assert [row.name for row in rows] == ["block_influence of the attention", "block_influence of the MLP"]
+
+
+def test_importances_may_be_negative_and_missing():
+    made = importances(mlp=(None, -0.5, 0.5, None, 0.1, 0.2))
+    assert per_layer(made)[0].known == {1: -0.5, 2: 0.5, 4: 0.1, 5: 0.2}
+    drop = dataclasses.replace(plan(), operations=(silence("mlp", 1),))
+    assert texts(drop, made, None, None) == {
+        "layers.png": "Map of the base model's 6 layers, counted from 0: kept 0, 2–5; MLP silenced 1.",
+        "importance.png": "Bars, one a layer: block_influence of the MLP, from -0.5000 (layer 1) to 0.5000 (layer 2). "
+        "Marked as removed: 1.",
+    }
+    assert plot_importance(made, drop).startswith(b"\x89PNG")
+    # Nothing scored at all is no picture, and no error.
+    assert "importance.png" not in texts(drop, importances(mlp=(None,) * 6), None, None)
+    with pytest.raises(ConfigError, match="hold no figure of any layer"):
+        plot_importance(importances(mlp=(None,) * 6), drop)
+
+
+def test_importances_go_before_distances():
+    both = dataclasses.replace(exact(), importances={"block": (1.0,) * 6})
+    assert per_layer(both)[0].name == "angular of the layer"
+    assert list(pictures(plan(2), both, None, None)) == ["layers.png", "scores.png", "importance.png"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "words"),
+    [
+        ({"block": (0.1,) * 5}, ConfigError, "importances of 5 layers"),
+        ({"head": (0.1,) * 6}, ConfigError, "importances of 'head'"),
+        ({"block": (0.1, math.nan, 0.1, 0.1, 0.1, 0.1)}, MeasureError, "importances of nan"),
+        ({"mlp": (math.inf,) * 6}, MeasureError, "finite numbers"),
+    ],
+)
+def test_bad_importances_are_one_error(rows, error, words):
+    with pytest.raises(error, match=words):
+        per_layer(importances(**rows))
+    with pytest.raises(error, match=words):
+        pictures(plan(2), importances(**rows), None, None)
+    wrong = dataclasses.replace(importances(block=(0.1,) * 6), importance_errors={"mlp": (0.1,) * 6})
+    with pytest.raises(ConfigError, match="standard errors of 'mlp'"):
+        per_layer(wrong)
 
 
 def test_bad_importance_is_refused():
@@ -235,6 +307,25 @@ def test_layer_map_shows_what_stayed():
     assert cells(plot_layer_map(plan(2, 3), False), *BLUE) == 4
     assert cells(plot_layer_map(plan(0, 1, 2, 3, 4), False), *BLUE) == 1
     assert cells(plot_layer_map(plan(20, layers=40), False), *BLUE) == 16
+
+
+def test_silenced_and_changed_layers_have_a_look_of_their_own():
+    operations = (
+        silence("attention", 1, 2),
+        silence("mlp", 2),
+        Operation("scale", (4,), {"weights": ["mlp.down_proj.weight"], "factor": 0.8}),
+        Operation("drop", (3,)),
+    )
+    mixed = dataclasses.replace(plan(), operations=operations)
+    png = plot_layer_map(mixed, False)
+    assert (cells(png, *BLUE), cells(png, *ORANGE), cells(png, *GREY), cells(png, 86, 180, 233)) == (2, 1, 1, 1)
+    assert texts(mixed, None, None, None)["layers.png"] == (
+        "Map of the base model's 6 layers, counted from 0: kept 0, 5; weights changed 4; attention silenced 1; "
+        "attention and MLP silenced 2; removed 3."
+    )
+    assert layer_states(mixed) == (
+        "kept", "attention silenced", "attention and MLP silenced", "removed", "weights changed", "kept",
+    )  # fmt: skip
 
 
 def test_healed_layers_have_their_own_look():

@@ -187,7 +187,7 @@ def test_finished_stages_are_not_repeated(base: Path, tmp_path: Path, monkeypatc
     def never(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("hf_prune.stages.measure_model", never)
+    monkeypatch.setattr("hf_prune.choosing.measure_model", never)
     assert of(base, tmp_path / "run").measure() == scores
     for changed in ({"calibration": {"seed": 1}}, {"calibration": {"samples": 5}}):
         with pytest.raises(AssertionError, match="measured again"):

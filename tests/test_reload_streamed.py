@@ -166,5 +166,45 @@ def test_casts_and_edits(tmp_path: Path, in_process: None) -> None:
         tensors = load_file(out / SINGLE)
         tensors["model.layers.1.mlp.down_proj.weight"][3, 3] += 1
         save_file(tensors, out / SINGLE, {"format": "pt"})
-        with pytest.raises(ReloadError, match="'model.layers.1.mlp.down_proj.weight' differs from 'model.layers.2"):
+        with pytest.raises(ReloadError, match="'model.layers.1.mlp.down_proj.weight' differs from .*'model.layers.2"):
             check_streamed(out, source=base, plan=plan, dtype=dtype)
+
+
+# Plans whose kept weights are not the base's.
+
+SCALE = Operation("scale", (6, 7), {"weights": ["mlp.down_proj.weight"], "factor": 0.8})
+SILENCE = Operation("silence", (2, 6), {"part": "attention"})
+
+
+def made(base: Path, folder: Path, *operations: Operation) -> tuple[Path, Plan]:
+    plan = plan_of(*operations, model_type="gemma2")
+    streamed(base, plan, folder / "out")
+    return folder / "out", plan
+
+
+@pytest.mark.parametrize("operations", [(SCALE,), (SILENCE,), (SILENCE, SCALE)], ids=["scale", "silence", "both"])
+def test_changed_weights_are_held_against_the_plan(
+    good: tuple[Path, Path], in_process: None, tmp_path: Path, operations: tuple[Operation, ...]
+) -> None:
+    base, _ = good
+    out, plan = made(base, tmp_path, *operations, *PLAN.operations)
+    for level in ("streamed", "full"):
+        assert check_streamed(out, source=base, plan=plan, level=level) == level
+    name = "self_attn.o_proj" if operations == (SILENCE,) else "mlp.down_proj"
+    tensors_of(lambda t: t[f"model.layers.3.{name}.weight"].view(torch.int32)[5, 7].bitwise_xor_(1 << 12))(out)
+    wanted = f"3.{name}.weight' differs from what the plan makes of 'model.layers.6.{name}.weight' of the base"
+    with pytest.raises(ReloadError, match=wanted):
+        check_streamed(out, source=base, plan=plan)
+
+
+def test_the_probe_passes_silenced_parts_by(good: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = good
+    out, plan = made(base, tmp_path, SILENCE, *PLAN.operations)
+    assert not list(reload_streamed._probe_problems(out, base, plan, "auto", False))
+    for other in (
+        (*PLAN.operations,),
+        (Operation("silence", (2,), {"part": "attention"}), *PLAN.operations),
+        (Operation("silence", (2, 6), {"part": "mlp"}), *PLAN.operations),
+    ):
+        (found,) = reload_streamed._probe_problems(out, base, plan_of(*other, model_type="gemma2"), "auto", False)
+        assert "hidden states behind the last block differ" in found

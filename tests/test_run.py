@@ -101,7 +101,7 @@ def test_other_settings_in_the_same_folder_are_refused(base: Path, tmp_path: Pat
     settings = {"calibration": {"dataset": str(text)}, "evaluate": False}
     go(base, output, **settings)
     before = tree(output)
-    monkeypatch.setattr("hf_prune.stages.measure_model", None)  # whatever would measure fails
+    monkeypatch.setattr("hf_prune.choosing.measure_model", None)  # whatever would measure fails
     assert go(base, output, **settings).repeated
     for change in (
         {"drop_layers": 3},

@@ -307,11 +307,9 @@ def test_branches_share_what_they_have_in_common(observed: bool) -> None:
     assert [layer for layer, *_ in tracer.seen] == (list(range(DEPTH)) if observed else [])
 
 
-@pytest.mark.parametrize("cut", [{8}, {-1}, set(range(DEPTH))])
+@pytest.mark.parametrize("cut", [{8}, {-1}])
 def test_cut_that_cannot_be_is_refused(cut: set[int]) -> None:
-    with pytest.raises(
-        ConfigError, match="a cut of '.*' removes block .*; expected some of blocks 0 to 7, not all of them"
-    ):
+    with pytest.raises(ConfigError, match="a cut of '.*' removes block .*; expected some of blocks 0 to 7"):
         Walker(decoder_of(tiny_model("llama"))).walk([], cuts=[cut], leave=lambda *_: None)
 
 

@@ -469,7 +469,7 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Counter:
         monkeypatch.setattr(place, call)
 
     for place in (
-        "hf_prune.stages.measure_model", "hf_prune.schedule_search.slice_widths", "hf_prune.models.apply_slicing",
+        "hf_prune.choosing.measure_model", "hf_prune.schedule_search.slice_widths", "hf_prune.models.apply_slicing",
     ):  # fmt: skip
         counting(place)
     return counts

@@ -239,6 +239,16 @@ def test_scale_and_replace_as_in_memory(tmp_path: Path, dtype: Any, monkeypatch:
     assert torch.equal(after[f"model.layers.4.{name}"], (made.float() * (1 / 3)).to(kept))
 
 
+def test_what_treats_all_numbers_alike_reaches_experts_that_are_stored_apart(tmp_path: Path) -> None:
+    _, base = base_folder(tmp_path / "base", "mixtral")
+    tripled = Operation("scale", (1,), {"weights": ["mlp.experts.down_proj"], "factor": 3.0})
+    plan = plan_of(tripled, model_type="mixtral")
+    out = assert_same(base, plan, tmp_path)
+    before, after = tensors_of(base), tensors_of(out)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {f"model.layers.1.block_sparse_moe.experts.{i}.w2.weight" for i in range(4)}
+
+
 def test_operations_that_cannot_be(tmp_path: Path) -> None:
     _, base = base_folder(tmp_path / "base")
     shape = fitted(tmp_path, {"0.mlp.down_proj.weight": torch.zeros(3, 3)})
@@ -267,11 +277,12 @@ def test_operations_that_cannot_be(tmp_path: Path) -> None:
 
 def test_what_only_memory_can_do(tmp_path: Path) -> None:
     _, base = base_folder(tmp_path / "base", "mixtral")
+    experts = fitted(tmp_path, {"0.mlp.experts.down_proj": torch.zeros(4, 32, 48)})
     (tmp_path / "out").mkdir()
     for plan, message in [
         (plan_of(Operation("slice", ()), model_type="mixtral"), "'slice' of the plan needs the model in memory"),
         (
-            plan_of(Operation("scale", (1,), {"weights": ["mlp.experts.down_proj"]}), model_type="mixtral"),
+            plan_of(Operation("replace", (1,), {"file": experts}), model_type="mixtral"),
             "does not store as it holds them",
         ),
     ]:

@@ -23,8 +23,8 @@ from hf_prune.records import Healing, Plan
 from hf_prune.run_folder import RunFolder
 from hf_prune.sweeping import point as module
 from hf_prune.sweeping.early import prepare
+from hf_prune.sweeping.original import has_room
 from hf_prune.sweeping.record import Sweep, accuracy
-from hf_prune.sweeping.shared import _has_room
 from hf_prune.sweeping.sweep import sweep
 from hf_prune.sweeping.table import as_csv
 from hf_prune.sweeping.target import Target
@@ -78,7 +78,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(path, counting)
 
-    count("hf_prune.stages.measure_model", "measure")
+    count("hf_prune.choosing.measure_model", "measure")
     count("hf_prune.evaluation.stage.evaluate_original", "original")
     count("hf_prune.evaluation.stage.evaluate", "evaluate")
     count("hf_prune.loading.load_model", "load")
@@ -197,14 +197,14 @@ def test_killed_sweep_goes_on(
 
 def test_room_for_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    assert _has_room(model)
+    assert has_room(model)
     for name, value in (("hf_device_map", {"model": 0, "lm_head": "cpu"}), ("hf_quantizer", object())):
         with monkeypatch.context() as patch:
             patch.setattr(model, name, value, raising=False)
-            assert not _has_room(model)
+            assert not has_room(model)
     memory = type("Memory", (), {"available": 4 * parameter_bytes(model)})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    assert not _has_room(model)
+    assert not has_room(model)
 
 
 def test_without_room_the_original_is_loaded_for_each_point(
@@ -212,7 +212,7 @@ def test_without_room_the_original_is_loaded_for_each_point(
 ) -> None:
     kept = swept(base, tmp_path / "kept")
     assert calls["load"] == 1
-    monkeypatch.setattr("hf_prune.sweeping.shared._has_room", lambda model: False)
+    monkeypatch.setattr("hf_prune.sweeping.original.has_room", lambda model: False)
     calls.clear()
     loaded = swept(base, tmp_path / "loaded")
     assert calls["load"] >= 3 and timeless(loaded) == timeless(kept)
@@ -234,7 +234,7 @@ def test_without_room_points_are_made_beside_no_original(
         held.append(branch._trunk.models._current)
         return work(branch, *rest)
 
-    monkeypatch.setattr("hf_prune.sweeping.shared._has_room", lambda model: False)
+    monkeypatch.setattr("hf_prune.sweeping.original.has_room", lambda model: False)
     monkeypatch.setattr(module, "_work", look)
     swept(base, tmp_path / "out")
     assert held == [None, None]
@@ -250,7 +250,7 @@ def test_a_point_that_fails_is_told_and_the_sweep_goes_on(
         raise MeasureError("layer 2 gives NaN")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_prune.stages.measure_model", refuse)
+        patch.setattr("hf_prune.choosing.measure_model", refuse)
         found = swept(base, tmp_path / "out", methods=["uidl", "simple"])
     assert [(p.status, p.message) for p in found.points] == [
         *[("failed", "layer 2 gives NaN")] * 2, *[("done", None)] * 2,

@@ -7,7 +7,7 @@ from hf_prune.cli.app import app
 from hf_prune.errors import ConfigError, PruneError
 
 _INTERRUPTED = 130
-_RESUMABLE = ("run", "demo", "measure", "plan", "prune", "heal", "sweep")
+_RESUMABLE = ("run", "demo", "measure", "plan", "prune", "heal", "sweep", "bench-methods")
 _SHARED = ("measure",)
 """Commands whose work several processes can share."""
 

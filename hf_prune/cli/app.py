@@ -2,7 +2,7 @@
 
 import typer
 
-from hf_prune.cli import evaluating, inspecting, publishing, running, spacing, staging, sweeping, verifying
+from hf_prune.cli import benching, evaluating, inspecting, publishing, running, spacing, staging, sweeping, verifying
 
 app = typer.Typer(
     name="hf-prune",
@@ -87,6 +87,14 @@ app.command(
     ),
 )(sweeping.sweep_command)
 app.command(
+    "bench-methods",
+    epilog=_examples(
+        "hf-prune bench-methods org/model --methods uidl,simple,sleb --sparsity 0.25 --output methods",
+        "hf-prune bench-methods org/model --drop-layers 8 --heal --seeds 0,1,2 --best 3 --dataset text.jsonl",
+        "hf-prune bench-methods org/model --drop-layers 8 --dry-run",
+    ),
+)(benching.bench_methods_command)
+app.command(
     "card",
     epilog=_examples(
         "hf-prune card pruned", "hf-prune card pruned --repo-id me/model-pruned", "hf-prune card pruned --check"
@@ -113,5 +121,13 @@ app.add_typer(space, name="space")
 app.command("info", epilog=_examples("hf-prune info org/model", "hf-prune info pruned --json"))(
     inspecting.info_command
 )
-app.command("methods", epilog=_examples("hf-prune methods", "hf-prune methods --families"))(inspecting.methods_command)
+app.command(
+    "methods",
+    epilog=_examples(
+        "hf-prune methods",
+        "hf-prune methods blockpruner",
+        "hf-prune methods --planners",
+        "hf-prune methods --families",
+    ),
+)(inspecting.methods_command)
 app.command("demo", epilog=_examples("hf-prune demo", "hf-prune demo --output demo"))(running.demo_command)

@@ -1,9 +1,10 @@
 """How the options of a command make a recipe."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hf_prune.cli.options import (
     CalibrationOptions,
@@ -18,8 +19,12 @@ from hf_prune.errors import ConfigError
 from hf_prune.slicing.options import SEARCH
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
+def parse_layers(text: str, option: str = "--layers") -> tuple[int, ...]:
     """Layer indices from "21-28", "3,5,9" or a mixture; both ends of a range are included.
+
+    Args:
+        text: what was typed.
+        option: where, for the error.
 
     Raises:
         ConfigError: the text is something else.
@@ -28,7 +33,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in text.replace("–", "-").split(","):
         found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if found is None or (found[2] and int(found[2]) < int(found[1])):
-            raise ConfigError(f"--layers {text!r}: {part!r} is no layer or range; expected such as 21-28 or 3,5,9")
+            raise ConfigError(f"{option} {text!r}: {part!r} is no layer or range; expected such as 21-28 or 3,5,9")
         layers += range(int(found[1]), int(found[2] or found[1]) + 1)
     return tuple(layers)
 
@@ -54,10 +59,15 @@ def make_config(
     layers = None if recipe.layers is None else parse_layers(recipe.layers)
     amount = {"drop_layers": recipe.drop_layers, "layers": layers, "sparsity": recipe.sparsity}
     changes: dict[str, Any] = amount if any(v is not None for v in amount.values()) else {}
-    changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last")
+    if recipe.method is not None and recipe.method != base.method:
+        # What the file says of its own method's parts is not said of another's.
+        base = dataclasses.replace(base, **_NO_PARTS)
+    changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last", "max_forwards", *_PARTS)
+    if recipe.protect is not None:
+        changes["protect"] = parse_layers(recipe.protect, "--protect")
     # What a finished recipe says of its own base is not true of the model at hand.
     changes |= {"base_model": base_model, "base_revision": None, "hf_prune_version": None}
-    changes |= _slicing(slicing, base)
+    changes |= _options(recipe, _slicing(slicing), base)
     calibration = _given(data, *_SOURCE, "samples", "max_length", "batch_size")
     return dataclasses.replace(
         base,
@@ -98,8 +108,54 @@ def _given(options: Any, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
-def _slicing(given: SliceOptions | None, base: PrunerConfig) -> dict[str, Any]:
-    """Options of planner and surgery, over those of the recipe's file."""
+_Kind = Literal["measure", "planner", "surgery"]
+_PARTS = (*get_args(_Kind), "unit")
+_NO_PARTS: dict[str, Any] = {f"{kind}_kwargs": {} for kind in get_args(_Kind)} | dict.fromkeys(_PARTS)
+
+
+def parse_options(given: list[str] | None, option: str) -> dict[str, Any]:
+    """Options of a measure, planner or surgery from NAME=VALUE; a value is JSON where it can be read as such.
+
+    Args:
+        given: what was typed.
+        option: where, for errors.
+
+    Raises:
+        ConfigError: there is no "=", or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ConfigError(f"{option} {text!r}; expected NAME=VALUE, such as layers=3")
+        if name in found:
+            raise ConfigError(f"{option} names '{name}' twice ({found[name]!r} and {value!r}); give it once")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _options(given: RecipeOptions, slicing: dict[_Kind, dict[str, Any]], base: PrunerConfig) -> dict[str, Any]:
+    """Options of measure, planner and surgery, over those of the recipe's file where these are of the same ones."""
+    changes: dict[str, Any] = {}
+    for kind in get_args(_Kind):
+        options, named = parse_options(getattr(given, f"{kind}_option"), f"--{kind}-option"), slicing.get(kind, {})
+        if twice := sorted(options.keys() & named.keys()):
+            raise ConfigError(
+                f"--{kind}-option {twice[0]}={options[twice[0]]} and an option of slicing say the same of the {kind}; "
+                "give one of them"
+            )
+        other = getattr(given, kind) not in (None, getattr(base.recipe(), kind))
+        if options or named or other:
+            changes[f"{kind}_kwargs"] = {**({} if other else getattr(base, f"{kind}_kwargs")), **named, **options}
+    return changes
+
+
+def _slicing(given: SliceOptions | None) -> dict[_Kind, dict[str, Any]]:
+    """Options of planner and surgery that have names of their own."""
     planner = {name: value for name, value in (("multiple", getattr(given, "round_to", None)),) if value is not None}
     share = getattr(given, "slice_base", None)
     if share is not None:
@@ -107,12 +163,7 @@ def _slicing(given: SliceOptions | None, base: PrunerConfig) -> dict[str, Any]:
     surgery = _given(given, "basis")
     if getattr(given, "untie", False):
         surgery["tied"] = False
-    changes: dict[str, Any] = {}
-    if planner:
-        changes["planner_kwargs"] = {**base.planner_kwargs, **planner}
-    if surgery:
-        changes["surgery_kwargs"] = {**base.surgery_kwargs, **surgery}
-    return changes
+    return {"planner": planner, "surgery": surgery}
 
 
 def _share(text: str) -> float:

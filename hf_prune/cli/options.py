@@ -89,6 +89,10 @@ class FileOptions(MemoryOptions):
         return super().memory_kwargs() | {"verify_hash": self.verify_hash}
 
 
+def _part_option(kind: str) -> Any:
+    return _option(f"Option of the {kind}; give it once for each.", panel="Recipe", metavar="NAME=VALUE")
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """What goes."""
@@ -99,10 +103,34 @@ class RecipeOptions:
     sparsity: Annotated[float | None, _option("Share that goes, above 0 and below 1.", panel="Recipe")] = None
     sparsity_of: Annotated[
         str | None,
-        _option("layers (default), parameters, bytes; for slicing width (default), parameters.", panel="Recipe"),
+        _option(
+            "layers (default), parameters, bytes or flops; for slicing width (default) or parameters; weights for "
+            "methods that zero single ones.",
+            panel="Recipe",
+        ),
     ] = None
     protect_first: Annotated[int | None, _option("Layers at the start that never go.", panel="Recipe")] = None
     protect_last: Annotated[int | None, _option("Layers at the end that never go.", panel="Recipe")] = None
+    protect: Annotated[str | None, _option("Further layers that never go, from 0: 0,5 or 3-4.", panel="Recipe")] = None
+    unit: Annotated[
+        str | None,
+        _option("block, attention, mlp, or joint (the latter two). Default: the method's.", panel="Recipe"),
+    ] = None
+    measure: Annotated[
+        str | None, _option("Instead of the method's; see `hf-prune methods --measures`.", panel="Recipe")
+    ] = None
+    planner: Annotated[
+        str | None, _option("Instead of the method's; see `hf-prune methods --planners`.", panel="Recipe")
+    ] = None
+    surgery: Annotated[
+        str | None, _option("Instead of the method's; see `hf-prune methods --surgeries`.", panel="Recipe")
+    ] = None
+    measure_option: Annotated[list[str] | None, _part_option("measure")] = None
+    planner_option: Annotated[list[str] | None, _part_option("planner")] = None
+    surgery_option: Annotated[list[str] | None, _part_option("surgery")] = None
+    max_forwards: Annotated[
+        int | None, _option("Passes of the text that choosing may take. Default: 1000.", panel="Recipe")
+    ] = None
     config: Annotated[
         str | None, _option("Recipe file, folder or repo; the other options override it.", panel="Recipe")
     ] = None

@@ -69,8 +69,7 @@ def measure_command(
         f"Measured {scores.model.id}",
         {
             "scores": str(folder / Scores.FILE),
-            "samples": scores.data.samples,
-            "tokens": scores.data.tokens,
+            **({} if scores.data is None else {"samples": scores.data.samples, "tokens": scores.data.tokens}),
             "seconds": round(scores.seconds, 2),
         },
     )
@@ -130,15 +129,22 @@ def plan_command(
 
 
 def _plan_from_scores(config: Any, scores: Scores) -> Plan:
+    from hf_prune.amounts import sizes_told_by
     from hf_prune.errors import ConfigError
-    from hf_prune.plan import NOT_WEIGHED, make_plan
+    from hf_prune.plan import make_plan
+    from hf_prune.registry import fitted
 
+    if config.recipe().surgery in fitted:
+        raise ConfigError(
+            f"surgery '{config.recipe().surgery}' is fitted to the model, which scores do not hold; plan from the "
+            f"model instead: hf-prune plan {scores.model.id} ..."
+        )
     if config.sparsity is not None and config.amount_of != "layers":
         raise ConfigError(
             f"sparsity_of='{config.amount_of}' needs the sizes of the model's parts, which scores do not hold; plan "
             f"from the model instead: hf-prune plan {scores.model.id} ..."
         )
-    return make_plan(config, scores.model, NOT_WEIGHED, scores)
+    return make_plan(config, scores.model, sizes_told_by(scores), scores)
 
 
 def _plan_facts(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -222,9 +228,8 @@ def _recipe_of(plan: Plan, given: RecipeOptions, slicing: SliceOptions) -> Recip
 
     from hf_prune.errors import ConfigError
 
-    decided = {name: getattr(given, name) for name in ("drop_layers", "layers", "sparsity", "sparsity_of", "method")}
-    decided |= vars(slicing)
-    named = [f"--{name.replace('_', '-')}" for name, value in decided.items() if value not in (None, False)]
+    decided = {name: value for name, value in vars(given).items() if name != "config"} | vars(slicing)
+    named = [f"--{name.replace('_', '-')}" for name, value in decided.items() if value not in (None, False, [])]
     if named:
         raise ConfigError(f"--plan says already what goes; leave out {', '.join(named)}, or plan again")
     return replace(given, method=plan.method)

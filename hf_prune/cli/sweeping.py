@@ -38,7 +38,7 @@ def sweep_command(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Recipes with commas between; see `hf-prune methods`. Default: all that drop layers, and those that "
+            help="Recipes with commas between; see `hf-prune methods`. Default: uidl and simple, and those that "
             "slice where the family can be sliced."
         ),
     ] = None,
@@ -78,8 +78,8 @@ def sweep_command(
     amounts are added. Exits with 1 where a point failed or none meets the target.
     """
     console = Console(talk.quiet, talk.json)
-    names = _names(methods)
-    recipe = RecipeOptions(method=_owner(names, slicing), config=config)
+    names = method_names(methods)
+    recipe = RecipeOptions(method=owner(names, slicing), config=config)
     made = make_config(recipe, data, healing, loading.base_model, loading.token, slicing, tasks)
     target = _target(target_ppl_ratio, target_accuracy_drop, target_size)
     folder = output or default_output(model, "sweep")
@@ -91,7 +91,12 @@ def sweep_command(
     _sweep(console, model, made, folder, choice, loading)
 
 
-def _names(methods: str | None) -> list[str] | None:
+def method_names(methods: str | None) -> list[str] | None:
+    """The recipes that `--methods` names.
+
+    Raises:
+        ConfigError: it names none, or there is none of that name.
+    """
     if methods is None:
         return None
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -102,8 +107,12 @@ def _names(methods: str | None) -> list[str] | None:
     return names
 
 
-def _owner(names: list[str] | None, slicing: SliceOptions) -> str | None:
-    """The method whose options are given: those of slicing belong to one that slices."""
+def owner(names: list[str] | None, slicing: SliceOptions) -> str | None:
+    """The method whose options are given: those of slicing belong to one that slices.
+
+    Raises:
+        ConfigError: none of the methods can have them.
+    """
     if vars(slicing) == vars(SliceOptions()):
         return None
     slicers = [name for name in (names or METHODS) if get_method(name).cuts == "width"]

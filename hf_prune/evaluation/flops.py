@@ -1,13 +1,16 @@
 """How many floating-point operations a model does for a token, counted by torch while it reads a prompt."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from hf_prune.errors import ArchitectureError
 from hf_prune.runner import evaluating
 
 _Shape = Sequence[int]
@@ -56,3 +59,46 @@ def flops_per_token(model: PreTrainedModel, prompt_tokens: int) -> float | None:
     with evaluating(model), counter:
         model(input_ids=ids, use_cache=False)
     return counter.get_total_flops() / prompt_tokens
+
+
+@torch.inference_mode()
+def module_flops(model: PreTrainedModel, prompt_tokens: int) -> dict[str, int]:
+    """FLOPs of each module of a model for one prompt, counted as `flops_per_token` does, without any number computed.
+
+    The model is made again from its config, of tensors that have shapes alone: neither its weights nor its device
+    matter, and weights that are quantized count as what they stand for.
+
+    Args:
+        model: the causal LM; it stays as it is.
+        prompt_tokens: of the prompt.
+
+    Returns:
+        By the dotted path of the module, those of its children included; the whole model's under "". Modules that do
+        nothing that counts are left out.
+
+    Raises:
+        ArchitectureError: what the model does depends on the numbers.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Kernels of GPUs alone do not take tensors without numbers.
+    kernel = "sdpa" if getattr(type(model), "_supports_sdpa", False) else "eager"
+    with torch.device("meta"):
+        blank: Any = type(model)._from_config(config, attn_implementation=kernel, dtype=torch.float32)
+    counter = FlopCounterMode(display=False, custom_mapping=_MORE)
+    # Grouped products of experts know their shapes in this dtype alone.
+    with evaluating(blank.to(torch.bfloat16)), FakeTensorMode(allow_non_fake_inputs=True):
+        blank.to_empty(device="cpu")
+        ids = torch.zeros(1, prompt_tokens, dtype=torch.int64)
+        try:
+            with counter:
+                blank(input_ids=ids, use_cache=False)
+        except RuntimeError as error:
+            raise ArchitectureError(
+                f"the FLOPs of a {type(model).__name__} cannot be counted without running it "
+                f"({str(error).splitlines()[0][:120]}); take a share of the parameters (sparsity_of='parameters')"
+            ) from error
+    root = type(blank).__name__
+    found = {path: sum(kinds.values()) for path, kinds in counter.get_flop_counts().items()}
+    return {path.removeprefix(root).removeprefix("."): count for path, count in found.items() if path != "Global"}

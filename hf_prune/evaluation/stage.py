@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from hf_prune.evaluation.timing import Contestant, Timing, take_turns
 from hf_prune.models import LABELS, Label, Models
 from hf_prune.records import Healing, ModelEvaluation, Plan, TextUse
 from hf_prune.run_folder import RunFolder
+from hf_prune.samples import Samples
 from hf_prune.texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Judge:
         progress: whether to show bars.
         shared: where the original's figures and logits are kept, so that several runs measure it once; `run` when
             None.
+        further: texts to measure on beside the first, by name.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Judge:
         limit: int,
         progress: bool = False,
         shared: RunFolder | None = None,
+        further: Mapping[str, Samples] | None = None,
     ) -> None:
+        self._further = further or {}
         self._shared = run if shared is None else shared
         self._asked, self._config = config, dataclasses.replace(config, max_length=min(config.max_length, limit))
         self._models, self._texts, self._tokenizer, self._run = models, texts, tokenizer, run
@@ -82,6 +86,7 @@ class Judge:
             "text": self._texts.evaluation().use,
             "dtype": str(self._models.kwargs["dtype"]),
             "task files": task_files(self._config.task_path),
+            "further": {name: text.use for name, text in self._further.items()},
         }
         stage = f"evaluation-{label}"
         run = self._shared if label == "original" else self._run
@@ -146,7 +151,8 @@ class Judge:
                 self._asked.max_length,
                 self._config.max_length,
             )
-        texts, reference = {text_name(samples.use): samples}, self._shared.path / "reference.safetensors"
+        texts = {text_name(samples.use): samples, **self._further}
+        reference = self._shared.path / "reference.safetensors"
         answers = self._shared.path / "reference-answers.json"
         if label == "original":
             sheet = AnswerSheet()

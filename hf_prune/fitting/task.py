@@ -39,12 +39,13 @@ class Task:
 
     Attributes:
         decoder: the whole model, in memory; it stays as it is.
-        layers: the blocks that go, 0-based, ascending.
+        layers: the blocks that go, 0-based, ascending; none where single weights become zero.
         sequences: 1-D int64 calibration sequences; empty where the surgery looks at weights alone.
         batch_size: of them at once.
         seed: of whatever is drawn.
         scratch: folder for hidden states that memory has no room for.
         progress: whether to show a bar.
+        sparsity: share of the weights of the blocks' linear maps that becomes zero, where single weights do.
     """
 
     decoder: Decoder
@@ -54,6 +55,7 @@ class Task:
     seed: int = 0
     scratch: Path | None = None
     progress: bool = False
+    sparsity: float | None = None
 
     def windows(self) -> tuple[Window, ...]:
         """The blocks that go, as runs of neighbours, ascending."""
@@ -72,8 +74,8 @@ class Fitted:
 
     Attributes:
         operations: in order; layers are those of the original model. "drop" is among them where blocks go; at most one
-            is a "replace", whose `file` is filled in later.
-        tensors: of that "replace", by number of the layer among its layers and name of the weight in the block, such as
+            is a "replace" or a "mask", whose `file` is filled in later.
+        tensors: of that operation, by number of the layer among its layers and name of the weight in the block, like
             "0.mlp.down_proj.weight".
         notes: one sentence each on what was found, for report and card: held-out errors, factors, what was not used.
     """

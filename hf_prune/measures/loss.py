@@ -59,4 +59,6 @@ class MeanDivergence(_Mean):
         assert left.whole is not None, "nothing to compare with"
         ours = torch.log_softmax(left.logits[:-1], -1)
         theirs = torch.log_softmax(left.whole.logits[:-1], -1)
-        self._add((theirs.exp() * (theirs - ours)).sum(-1).double())
+        # Its target comes second: the sum of theirs.exp() * (theirs - ours).
+        each = torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True)
+        self._add(each.sum(-1).double())

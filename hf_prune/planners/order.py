@@ -25,7 +25,7 @@ def top_k(problem: Problem) -> Choice:
     chosen = tuple(sorted(ranked[: problem.size]))
     assert problem.scores is not None
     reason = (
-        f"Of {len(ranked)} that may go, {in_words(chosen)} matter least by measure '{problem.scores.measure}': at most "
+        f"Of {len(ranked)} that may go, {in_words(chosen)} matter least by '{problem.scores.measure}': at most "
         f"{importances[ranked[problem.size - 1]]:.4g} each"
     )
     if problem.size < len(ranked):
@@ -42,6 +42,8 @@ def top_k(problem: Problem) -> Choice:
 def greedy(problem: Problem) -> Choice:
     """Remove what matters least, score what is left again, and so on (SLEB algorithm 1; BlockPruner, FinerCut).
 
+    With a budget, units that no longer fit are passed over, until none fits.
+
     Args:
         problem: what is asked; its judge scores.
 
@@ -50,10 +52,17 @@ def greedy(problem: Problem) -> Choice:
         MeasureError: a score is not finite.
     """
     judge = problem.ask("greedy")
+    budget = problem.budget
+    rounds = problem.size if budget is None else budget.count
+    judge.allow(judge.cost_of_rounds(problem.units, rounds), "planner 'greedy'")
     removed: frozenset[Unit] = frozenset()
     trials = []
-    for _ in range(problem.size):
+    for _ in range(rounds):
         left = [unit for unit in problem.units if unit not in removed]
+        if budget is not None:
+            left = [unit for unit in left if budget.allows(removed | {unit})]
+        if not left:
+            break
         found = judge.importances(removed, left)
         best = min(left, key=lambda unit: (found[unit], unit))
         removed |= {best}

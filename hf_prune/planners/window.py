@@ -10,6 +10,13 @@ from hf_prune.registry import planner
 
 _UIDL = "https://arxiv.org/abs/2403.17887"
 
+# What a small distance says of a window, and what distances are, by measure; CKA does not tell rotations.
+_WORDS = {
+    "angular": ("turns", "angle / π"),
+    "cosine": ("turns", "1 - cosine"),
+    "cka": ("changes", "1 - CKA"),
+}
+
 
 @planner("window", title="The contiguous window with the smallest distance across it", url=_UIDL, needs="scores")
 def window(problem: Problem) -> Choice:
@@ -41,9 +48,10 @@ def window(problem: Problem) -> Choice:
     candidates.sort(key=lambda w: (w[1], w[0]))
     (start, distance, error), *others = candidates
     layers = tuple(range(start, start + size))
+    does, unit = _WORDS.get(scores.measure, ("changes", f"by measure '{scores.measure}'"))
     reason = (
-        f"Among the {len(candidates)} windows of {size} blocks, {ranges(layers)} turns the residual stream least: "
-        f"its input and output are {distance:.4f} ± {error:.4f} apart (angle / π)."
+        f"Among the {len(candidates)} windows of {size} blocks, {ranges(layers)} {does} the residual stream least: "
+        f"its input and output are {distance:.4f} ± {error:.4f} apart ({unit})."
     )
     if not others:
         return Choice(blocks(layers), reason, distance)

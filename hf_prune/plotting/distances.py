@@ -1,16 +1,15 @@
 """Distances and importances, as measured: the heat map over all runs of layers, and one bar a layer."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.plotting.drawing import BLUE, VERMILION, Format, encode, new_figure
-from hf_prune.plotting.figures import importance
+from hf_prune.plotting.drawing import BLUE, VERMILION, Format, canvas, encode, new_figure
+from hf_prune.plotting.figures import PerLayer, per_layer
 from hf_prune.records import Plan, Scores, ranges
+from hf_prune.units import layers_of
 
 
 def windows_matrix(scores: Scores) -> np.ndarray:
@@ -72,10 +71,11 @@ def plot_distances(scores: Scores, plan: Plan, format: Format = "png") -> bytes:
 
 
 def plot_importance(scores: Scores, plan: Plan, format: Format = "png") -> bytes:
-    """Draw one bar a layer, with its standard error; removed layers stand out by colour and hatch.
+    """Draw one bar a layer, with its standard error; what was removed stands out by colour and hatch.
 
     Args:
-        scores: distances of all pairs (shown: those across one layer), or one score a layer.
+        scores: importances, one panel a part of layers; else distances of all pairs (shown: those across one layer),
+            or one score a layer.
         plan: what was cut.
         format: of what is returned.
 
@@ -87,26 +87,33 @@ def plot_importance(scores: Scores, plan: Plan, format: Format = "png") -> bytes
         MeasureError: a figure is not finite.
     """
     _check_one_model(scores, plan)
-    values, errors, name = importance(scores)
-    figure, axes = new_figure(3.4)
-    _bars(axes, values, errors, set(plan.dropped))
+    rows = per_layer(scores)
+    if not rows:
+        raise ConfigError(f"the scores of measure '{scores.measure}' hold no figure of any layer; nothing to draw")
+    figure = canvas(1.2 + 2.2 * len(rows))
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        _bars(axes, row, {*plan.dropped, *layers_of(plan.removed, row.part)})
+        axes.set_ylabel(row.name, parse_math=False, fontsize=9)
     axes.set_xlabel("layer")
-    axes.set_ylabel(name, parse_math=False, fontsize=9)
-    if plan.dropped:
+    if plan.removed:
         kept = Patch(facecolor=BLUE, edgecolor="black", label="kept")
         gone = Patch(facecolor=VERMILION, edgecolor="black", hatch="///", label="removed")
         figure.legend(handles=[kept, gone], loc="outside upper right", ncols=2, frameon=False)
     return encode(figure, format)
 
 
-def _bars(axes: Axes, values: Sequence[float], errors: Sequence[float], gone: set[int]) -> None:
-    layers = range(len(values))
-    bars = axes.bar(layers, values, color=BLUE, edgecolor="black", linewidth=0.6, yerr=errors or None, capsize=2)
-    for layer in gone:
+def _bars(axes: Axes, row: PerLayer, gone: set[int]) -> None:
+    layers, known = range(len(row.values)), row.known
+    heights = [known.get(layer, 0.0) for layer in layers]
+    errors = [row.error(layer) or 0.0 for layer in layers] if row.errors else None
+    bars = axes.bar(layers, heights, color=BLUE, edgecolor="black", linewidth=0.6, yerr=errors, capsize=2)
+    for layer in gone & set(layers):
         bars[layer].set(facecolor=VERMILION, hatch="///")
+    for layer in set(layers) - known.keys():  # nothing to score: no bar of height zero, which would be a score
+        axes.text(layer, 0, "–", ha="center", va="bottom", fontsize=8)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(-0.6, len(values) - 0.4)
+    axes.set_xlim(-0.6, len(heights) - 0.4)
 
 
 def _whole_numbers(axes: Axes) -> None:

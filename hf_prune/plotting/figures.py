@@ -8,6 +8,8 @@ import numpy as np
 from hf_prune.card_tasks import Key, find
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.records import Evaluation, ModelEvaluation, Rate, Scores
+from hf_prune.soundness import check_importances
+from hf_prune.units import PARTS, Part
 
 MOST_TASKS = 6
 """Benchmarks drawn; the table holds all of them."""
@@ -86,32 +88,73 @@ def ratios(evaluation: Evaluation) -> list[Group]:
     return groups
 
 
-def importance(scores: Scores) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+@dataclass(frozen=True)
+class PerLayer:
     """One figure a layer: what a record holds of each layer alone.
 
-    Args:
-        scores: distances of all pairs, or one score a layer.
+    Attributes:
+        part: of the layers that the figures are of.
+        values: the figures; None where a layer has no such part, or it was not scored.
+        errors: their standard errors; empty where they are not on record.
+        name: what the figures are, for an axis and for the text behind a picture.
+    """
 
-    Returns:
-        Figures, their standard errors (empty where they are not on record), and what the figures are, for an axis
-        and for the text behind a picture.
+    part: Part
+    values: tuple[float | None, ...]
+    errors: tuple[float | None, ...]
+    name: str
+
+    @property
+    def known(self) -> dict[int, float]:
+        """The figures that are there, by layer."""
+        return {layer: value for layer, value in enumerate(self.values) if value is not None}
+
+    def error(self, layer: int) -> float | None:
+        """The standard error of a layer's figure, where it is on record."""
+        return self.errors[layer] if self.errors else None
+
+
+def per_layer(scores: Scores) -> tuple[PerLayer, ...]:
+    """What was measured of each layer alone, one entry a part of layers; empty where nothing was.
+
+    Args:
+        scores: importances, else distances of all pairs (those across one layer), else one score a layer.
 
     Raises:
-        ConfigError: not one figure and one standard error a layer.
+        ConfigError: not one figure and one standard error a layer, or an unknown part.
         MeasureError: a figure is not finite.
     """
-    if scores.distances:
+    check_importances(scores)
+    if scores.importances:
+        found = tuple(
+            PerLayer(
+                part,
+                scores.importances[part],
+                scores.importance_errors.get(part, ()),
+                f"{scores.measure} of the {_PARTS[part]}",
+            )
+            for part in PARTS
+            if any(value is not None for value in scores.importances.get(part, ()))
+        )
+    elif scores.distances:
         windows = scores.windows(1)
         values, errors = tuple(d for _, d, _ in windows), tuple(e for _, _, e in windows)
-        name = f"{scores.measure} distance across the layer"
+        found = (PerLayer("block", values, errors, f"{scores.measure} distance across the layer"),)
+    elif scores.layers:
+        found = (PerLayer("block", scores.layers, scores.layer_standard_errors, f"{scores.measure} of the layer"),)
     else:
-        values, errors = scores.layers, scores.layer_standard_errors
-        name = f"{scores.measure} of the layer"
-    if len(values) != scores.model.num_layers or len(errors) not in (0, len(values)):
-        raise ConfigError(
-            f"the scores hold {len(values)} layers and {len(errors)} standard errors; the model has "
-            f"{scores.model.num_layers} layers. Measure again"
-        )
-    if not np.isfinite([*values, *errors]).all():
-        raise MeasureError(f"the scores of the layers are {list(values)}; expected finite numbers. Measure again")
-    return values, errors, name
+        found = ()
+    for row in found:
+        if len(row.values) != scores.model.num_layers or len(row.errors) not in (0, len(row.values)):
+            raise ConfigError(
+                f"the scores hold {len(row.values)} layers and {len(row.errors)} standard errors; the model has "
+                f"{scores.model.num_layers} layers. Measure again"
+            )
+        if not np.isfinite([x for x in (*row.values, *row.errors) if x is not None]).all():
+            raise MeasureError(
+                f"the scores of the layers are {list(row.values)}; expected finite numbers. Measure again"
+            )
+    return found
+
+
+_PARTS: dict[Part, str] = {"block": "layer", "attention": "attention", "mlp": "MLP"}

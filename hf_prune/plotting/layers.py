@@ -8,45 +8,57 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.plotting.drawing import BLUE, GREEN, ORANGE, Format, encode, new_figure
+from hf_prune.layer_states import STATES, State, layer_states
+from hf_prune.plotting.drawing import BLUE, GREEN, GREY, ORANGE, SKY, Format, encode, new_figure
 from hf_prune.records import Plan, Slicing
 
 _ROW = 16
 """Layers in a row of the map: 32 and 64 layers fall into even rows."""
 
+_LEGEND = 3
+"""States in a row of its legend."""
+
+_LOOKS: dict[State, dict[str, Any]] = {
+    "kept": {"facecolor": BLUE},
+    "weights changed": {"facecolor": SKY, "hatch": "ooo"},
+    "attention silenced": {"facecolor": ORANGE, "hatch": "///"},
+    "MLP silenced": {"facecolor": ORANGE, "hatch": "\\\\\\"},
+    "attention and MLP silenced": {"facecolor": GREY, "hatch": "+++"},
+    "removed": {"facecolor": "white", "hatch": "xxx", "linestyle": "--"},
+}
+"""Colour and hatch of each state: the hatch tells them apart in grey print too."""
+
 
 def plot_layer_map(plan: Plan, healed: bool, format: Format = "png") -> bytes:
-    """Draw all layers of the base as cells: kept, removed, or kept and healed.
+    """Draw all layers of the base as cells: kept, removed, or with a part silenced or weights changed.
 
     Args:
-        plan: which layers were dropped.
+        plan: which layers were dropped, silenced or changed.
         healed: whether the layers that stayed were trained after the cut.
         format: of what is returned.
 
     Returns:
         A PNG file, or an `svg` element.
     """
-    layers, gone = plan.model.num_layers, set(plan.dropped)
+    layers, states = plan.model.num_layers, layer_states(plan)
     rows = math.ceil(layers / _ROW)
     columns = min(layers, _ROW)
-    figure, axes = new_figure(0.55 + 0.5 * rows)
-    stays: dict[str, Any] = {"facecolor": GREEN, "hatch": "..."} if healed else {"facecolor": BLUE}
-    cut: dict[str, Any] = {"facecolor": "white", "hatch": "xxx", "linestyle": "--"}
+    there = [state for state in STATES if state in states]
+    legend_rows = math.ceil(len(there) / _LEGEND)
+    figure, axes = new_figure(0.55 + 0.5 * rows + 0.25 * (legend_rows - 1))
+    looks = _LOOKS | ({"kept": {"facecolor": GREEN, "hatch": "..."}} if healed else {})
     for layer in range(layers):
         corner = (layer % _ROW, -(layer // _ROW))
-        look = cut if layer in gone else stays
-        axes.add_patch(Rectangle(corner, 0.9, 0.84, edgecolor="black", linewidth=0.8, **look))
+        axes.add_patch(Rectangle(corner, 0.9, 0.84, edgecolor="black", linewidth=0.8, **looks[states[layer]]))
         # A plain box behind the number: hatching would cross it out.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
         axes.text(corner[0] + 0.45, corner[1] + 0.42, str(layer), ha="center", va="center", fontsize=9, bbox=box)
     axes.set_xlim(-0.05, columns)
     axes.set_ylim(1 - rows - 0.05, 0.9)
     axes.set_axis_off()
-    handles = [
-        Patch(edgecolor="black", label="kept and healed" if healed else "kept", **stays),
-        Patch(edgecolor="black", label="removed", **cut),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    names = {state: "kept and healed" if state == "kept" and healed else state for state in there}
+    handles = [Patch(edgecolor="black", label=names[state], **looks[state]) for state in there]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(there), _LEGEND), frameon=False)
     return encode(figure, format)
 
 

@@ -17,6 +17,7 @@ METHODS: tuple[Method, ...] = (
         protect_first=0,
         protect_last=0,
         dataset=C4,
+        cost="1 forward",
     ),
     Method(
         name="simple",
@@ -54,6 +55,7 @@ METHODS: tuple[Method, ...] = (
         protect_first=0,
         protect_last=0,
         dataset=ALPACA,
+        cost="1 forward, and a sliced model for each schedule that is tried",
         cuts="width",
     ),
 )

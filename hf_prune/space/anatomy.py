@@ -8,22 +8,34 @@ from dataclasses import dataclass
 
 from hf_prune import card_healing, card_tasks, card_warnings, card_worse
 from hf_prune import card_tables as tables
+from hf_prune.card_choice import runner_up
 from hf_prune.card_metadata import SELF_GENERATED, base_of, dataset_name
 from hf_prune.cards import shipped_model
 from hf_prune.errors import ConfigError, PruneError
+from hf_prune.layer_states import State, layer_states
 from hf_prune.markdown import one_line
 from hf_prune.methods import get_method
 from hf_prune.output import Finished
 from hf_prune.pictures import LAYERS_FILE, WIDTHS_FILE, pictures
-from hf_prune.plotting.figures import importance
-from hf_prune.records import Evaluation, Plan, Scores, Slicing, TextUse, ranges
+from hf_prune.plotting.figures import per_layer
+from hf_prune.records import Evaluation, Plan, Scores, Slicing, TextUse
 from hf_prune.space.drawings import Drawing, drawn
 from hf_prune.space.ids import shown
 from hf_prune.space.layer_map import Cell
+from hf_prune.space.layer_map import State as CellState
 from hf_prune.space.pair import Pair
 from hf_prune.space.record_checks import check_records
 
 Rows = tuple[tuple[str, ...], ...]
+
+_CELLS: dict[State, CellState] = {
+    "kept": "kept",
+    "weights changed": "changed",
+    "attention silenced": "attention",
+    "MLP silenced": "mlp",
+    "attention and MLP silenced": "silenced",
+    "removed": "removed",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Anatomy:
         described: what was done, in a phrase.
         reason: why these layers or widths, in a sentence.
         runner_up: how close the choice was; empty where nothing was held against it.
+        fits: what was found when something was fitted to the model, a sentence each.
         cells: the layer map.
         alt: the map in words.
         calibration: the text that was measured, in words; None where nothing was.
@@ -70,6 +83,7 @@ class Anatomy:
     described: str
     reason: str
     runner_up: str
+    fits: tuple[str, ...]
     cells: tuple[Cell, ...]
     alt: str
     calibration: str | None
@@ -102,14 +116,6 @@ def anatomy(pair: Pair) -> Anatomy:
         ) from error
 
 
-def runner_up_words(plan: Plan) -> str:
-    """How close the choice was; empty where nothing was held against it."""
-    if plan.runner_up is None:
-        return ""
-    gap = "" if plan.gap is None else f", {tables.number(plan.gap, plan.gap_standard_error)} farther"
-    return f"The next best choice was layers {ranges(plan.runner_up)}{gap}."
-
-
 def distance_words(plan: Plan, scores: Scores | None) -> str | None:
     """The distance across the removed layers; None where none was measured."""
     return None if plan.distance is None else tables.number(plan.distance, distance_error(plan, scores))
@@ -118,29 +124,32 @@ def distance_words(plan: Plan, scores: Scores | None) -> str | None:
 def distance_error(plan: Plan, scores: Scores | None) -> float | None:
     """Standard error of the distance that the plan names; None where there is none."""
     gone = plan.dropped
-    if plan.distance is None or scores is None or not scores.distances or len(gone) != gone[-1] - gone[0] + 1:
+    if plan.distance is None or scores is None or not scores.distances or not gone:
+        return None
+    if len(gone) != gone[-1] - gone[0] + 1:
         return None
     return scores.standard_errors[gone[0]][gone[-1] + 1]
 
 
 def drop_cells(plan: Plan, scores: Scores | None, healed: bool) -> tuple[Cell, ...]:
-    """The layer map of a model that lost layers.
+    """The layer map of a model that lost layers, or parts of them.
 
     Args:
         plan: which ones.
         scores: what was measured of each layer alone is told with it.
         healed: whether those that stayed were trained after the cut.
     """
-    gone = set(plan.dropped)
-    details = _details(scores)
+    details = _details(scores, plan.model.num_layers)
     return tuple(
-        Cell(i, "removed" if i in gone else "healed" if healed else "kept", detail=details[i] if details else "")
-        for i in range(plan.model.num_layers)
+        Cell(i, "healed" if state == "kept" and healed else _CELLS[state], detail=details[i])
+        for i, state in enumerate(layer_states(plan))
     )
 
 
-def text_words(data: TextUse) -> str:
+def text_words(data: TextUse | None) -> str:
     """Which text was used, in words."""
+    if data is None:
+        return "the model alone, without calibration text"
     if data.dataset is None:
         name = SELF_GENERATED
     else:
@@ -166,7 +175,8 @@ def _anatomy(pair: Pair) -> Anatomy:
         paper=method.paper,
         described=plan.describe(),
         reason=one_line(plan.reason, 600),
-        runner_up=runner_up_words(plan),
+        runner_up=runner_up(plan),
+        fits=tuple(one_line(sentence, 600) for sentence in plan.fits),
         cells=(
             drop_cells(plan, scores, healing is not None)
             if plan.slicing is None
@@ -186,23 +196,23 @@ def _anatomy(pair: Pair) -> Anatomy:
     )
 
 
-def _details(scores: Scores | None) -> list[str]:
-    if scores is None or not (scores.distances or scores.layers):
-        return []
-    values, errors, name = importance(scores)
-    return [
-        f"{one_line(name, 80)} {tables.number(value, errors[i] if errors else None)}" for i, value in enumerate(values)
-    ]
+def _details(scores: Scores | None, layers: int) -> list[str]:
+    """What was measured of each layer alone, in words."""
+    told: list[list[str]] = [[] for _ in range(layers)]
+    for row in per_layer(scores) if scores is not None else ():
+        for layer, value in row.known.items():
+            told[layer].append(f"{one_line(row.name, 80)} {tables.number(value, row.error(layer))}")
+    return ["; ".join(parts) for parts in told]
 
 
 def _width_cells(slicing: Slicing, scores: Scores | None) -> tuple[Cell, ...]:
-    details = _details(scores)
+    details = _details(scores, len(slicing.widths))
     return tuple(
         Cell(
             i,
             "narrowed" if width < slicing.hidden_size else "kept",
             str(width),
-            f"width {width} of {slicing.hidden_size}" + (f"; {details[i]}" if details else ""),
+            f"width {width} of {slicing.hidden_size}" + (f"; {details[i]}" if details[i] else ""),
         )
         for i, width in enumerate(slicing.widths)
     )
@@ -211,6 +221,8 @@ def _width_cells(slicing: Slicing, scores: Scores | None) -> tuple[Cell, ...]:
 def _calibration(scores: Scores | None, plan: Plan) -> str | None:
     if scores is not None:
         return f"Measured in {tables.duration(scores.seconds)} on {text_words(scores.data)}."
+    if plan.data is not None:
+        return f"{'Chosen' if plan.forwards is not None else 'Fitted'} on {text_words(plan.data)}."
     if plan.slicing is not None and plan.slicing.calibration is not None:
         return f"Calibrated on {text_words(plan.slicing.calibration)}."
     return None

@@ -38,7 +38,7 @@ def _removed(anatomy: Anatomy) -> str:
         f"<section><h3>{'What was narrowed' if anatomy.slicing else 'What was removed'}</h3>"
         f'<p class="anatomy-lead">{described}</p>'
         + layer_map(anatomy.cells, anatomy.alt)
-        + sentences([anatomy.reason, anatomy.runner_up])
+        + sentences([anatomy.reason, anatomy.runner_up, *anatomy.fits])
         + facts(anatomy.slicing)
         + method
         + warnings(anatomy.warnings)

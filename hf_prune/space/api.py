@@ -78,7 +78,7 @@ def plan(
 
     Args:
         pair: "demo", or the Hub id of a model that was pruned with hf-prune, such as "org/model".
-        method: how layers are chosen: "uidl" or "simple".
+        method: how layers are chosen: "uidl", "simple", or another one that the stored scores can tell.
         drop_layers: how many layers go.
     """
     try:

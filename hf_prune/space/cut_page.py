@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from hf_prune.card_choice import runner_up
 from hf_prune.records import ranges
 from hf_prune.space import render
-from hf_prune.space.anatomy import distance_words, drop_cells, runner_up_words
+from hf_prune.space.anatomy import distance_words, drop_cells
 from hf_prune.space.anatomy_page import facts, sentences, warnings
 from hf_prune.space.cutting import Cut, Offer, as_half
 from hf_prune.space.layer_map import layer_map
@@ -33,7 +34,7 @@ def page(pair: Pair, cut: Cut) -> str:
         + lead
         + layer_map(drop_cells(plan, pair.records.scores, healed=False), alt)
         + facts((*_left(pair.original, cut), *_distance(pair, cut)))
-        + sentences([plan.reason, runner_up_words(plan)])
+        + sentences([plan.reason, runner_up(plan)])
         + warnings(cut.warnings)
         + (f'<p class="anatomy-small">{inert(cut.rule)}</p>' if cut.decode is not None else "")
         + "</div>"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from hf_prune import demo
+from hf_prune.amounts import NOT_WEIGHED, allowed_blocks
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import structural_copy
 from hf_prune.card_warnings import close_choice, too_many
@@ -19,8 +20,9 @@ from hf_prune.checkpoint import block_parameters, read_header, weight_files
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.methods import METHODS, Method, get_method
-from hf_prune.plan import NOT_WEIGHED, allowed_blocks, choose_plan
+from hf_prune.plan import choose_plan
 from hf_prune.records import ModelRef, Plan, Scores, ranges
+from hf_prune.registry import measure, planner
 from hf_prune.space import comparing, gpu, settings
 from hf_prune.space.anatomy import distance_error
 from hf_prune.space.frames import Frame, Sampling
@@ -28,6 +30,7 @@ from hf_prune.space.ids import shown
 from hf_prune.space.pair import DEMO, Half, Loaded, Pair, Visitor
 from hf_prune.space.prompts import check_prompt, check_sampling
 from hf_prune.space.record_checks import check_scores
+from hf_prune.space.wishes import CHOICES
 from hf_prune.surgery import apply_plan
 
 RULE = (
@@ -85,16 +88,19 @@ class Cut:
 
 
 def offers(pair: Pair) -> tuple[Offer, ...]:
-    """Every method that drops layers, with the reason why it can't be had where the records lack what it needs."""
+    """The methods that can be had from what the records hold, and why those that a visitor knows can't be.
+
+    Others need the model itself to choose: naming each of them with that reason would be a long list.
+    """
     found = []
     for method in METHODS.values():
-        if method.cuts != "layers":
-            continue
         try:
+            _check_offered(method)
             most = _most(method, pair)
             _plan(pair, method, 1)
         except ConfigError as error:
-            found.append(Offer(method.name, method.title, 0, str(error)))
+            if method.name in CHOICES and method.cuts == "layers":
+                found.append(Offer(method.name, method.title, 0, str(error)))
         else:
             found.append(Offer(method.name, method.title, most))
     return tuple(found)
@@ -229,26 +235,42 @@ def _plan(pair: Pair, method: Method, drop_layers: int) -> Plan:
     Raises:
         ConfigError: it can't be made.
     """
-    if method.cuts != "layers":
-        raise ConfigError(
-            f"method '{method.name}' narrows all layers and drops none; expected one of: "
-            f"{', '.join(m.name for m in METHODS.values() if m.cuts == 'layers')}"
-        )
+    _check_offered(method)
     scores = _scores(pair, method)
     config = PrunerConfig(method=method.name, drop_layers=drop_layers)
     return choose_plan(config, _base(pair), NOT_WEIGHED, scores)
+
+
+def _check_offered(method: Method) -> None:
+    """Refuse a method that stored scores say nothing to, whatever they are.
+
+    Raises:
+        ConfigError: names what it would need, and others.
+    """
+    why = None
+    if method.cuts != "layers":
+        why = "narrows all layers and drops none" if method.cuts == "width" else "drops no layers"
+    elif method.unit != "block":
+        why = "removes parts of layers, which a cut that is tried here can't"
+    elif method.surgery != "drop":
+        why = "puts something fitted in the place of layers, for which it needs the model"
+    elif planner.get(method.planner).needs == "judge":
+        why = "tries cuts on the model, and nothing that is stored tells their outcome"
+    if why is not None:
+        known = ", ".join(name for name in CHOICES if METHODS[name].cuts == "layers")
+        raise ConfigError(f"method '{method.name}' {why}; expected one of: {known}")
 
 
 def _scores(pair: Pair, method: Method) -> Scores | None:
     """The stored scores where a method chooses by them.
 
     Raises:
-        ConfigError: there are none of its measure.
+        ConfigError: there are none of its measure, with its options.
     """
-    if method.measure is None:
+    if method.measure is None or planner.get(method.planner).needs == "nothing":
         return None
     scores = pair.records.scores
-    if scores is None or scores.measure != method.measure:
+    if scores is None or scores.measure != method.measure or not _same_options(scores, method):
         stored = "none" if scores is None else f"those of measure '{shown(scores.measure, 40)}'"
         raise ConfigError(
             f"method '{method.name}' chooses by scores of measure '{method.measure}'; this model's records hold "
@@ -256,6 +278,12 @@ def _scores(pair: Pair, method: Method) -> Scores | None:
         )
     check_scores(scores)
     return scores
+
+
+def _same_options(scores: Scores, method: Method) -> bool:
+    """Whether the options that make the method are those that the scores were measured with."""
+    taken = {**measure.get(scores.measure).options(), **scores.options}
+    return all(taken.get(name) == value for name, value in method.measure_kwargs.items())
 
 
 def _base(pair: Pair) -> ModelRef:

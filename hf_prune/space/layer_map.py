@@ -6,12 +6,16 @@ from typing import Literal
 
 from hf_prune.space.render import inert
 
-State = Literal["kept", "healed", "narrowed", "removed"]
+State = Literal["kept", "healed", "narrowed", "changed", "attention", "mlp", "silenced", "removed"]
 
 NAMES: dict[State, str] = {
     "kept": "kept",
     "healed": "kept and healed",
     "narrowed": "kept, narrower",
+    "changed": "kept, weights changed",
+    "attention": "attention silenced",
+    "mlp": "MLP silenced",
+    "silenced": "attention and MLP silenced",
     "removed": "removed",
 }
 """What each state is called."""

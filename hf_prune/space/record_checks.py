@@ -4,6 +4,7 @@ from hf_prune import card_consistency
 from hf_prune.errors import ConfigError
 from hf_prune.output import Finished
 from hf_prune.records import Scores
+from hf_prune.soundness import check_importances
 
 MOST_LAYERS = 512
 """Layers that the page draws; no model is known to have a third of them."""
@@ -37,7 +38,9 @@ def check_scores(scores: Scores) -> None:
 
     Raises:
         ConfigError: names the table and its size.
+        MeasureError: an importance is not finite.
     """
+    check_importances(scores)
     points = scores.model.num_layers + 1
     for name, table in (("distances", scores.distances), ("standard_errors", scores.standard_errors)):
         if (table or scores.distances) and [*map(len, table)] != [points] * points:

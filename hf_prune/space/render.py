@@ -2,16 +2,17 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote
 
 from huggingface_hub import constants
 
 from hf_prune.markdown import visible
 from hf_prune.record_base import ModelRef
-from hf_prune.records import Rate, ranges
+from hf_prune.records import Plan, Rate, ranges
 from hf_prune.space.frames import Cost, Frame, Parting, Token
 from hf_prune.space.pair import DEMO, Half, Pair
+from hf_prune.units import layers_of
 
 LEVELS = (0.1, 0.3, 1.0, 3.0)
 """KL in nats from which a token gets the next stronger colour."""
@@ -49,12 +50,17 @@ def removed(pair: Pair) -> str:
             f"every layer narrowed, from width {cut.hidden_size} to {cut.mean_width * cut.hidden_size:.0f} on average"
         )
     else:
-        gone = len(plan.dropped)
-        layers = "layer" if gone == 1 else "layers"
-        what = f"{gone} of {plan.model.num_layers} layers removed ({layers} {ranges(plan.dropped)}, counted from 0)"
+        what = "; ".join(_gone(plan)) or plan.describe()
     healed = ", then healed" if pair.records.healing is not None else ""
     share = 1 - pair.pruned.parameters / pair.original.parameters
     return f"{what}{healed}; {_percent(abs(share))} {'fewer' if share >= 0 else 'more'} parameters"
+
+
+def _gone(plan: Plan) -> Iterator[str]:
+    for part, did in (("block", "removed"), ("attention", "without their attention"), ("mlp", "without their MLP")):
+        if layers := layers_of(plan.removed, part):  # type: ignore[arg-type]
+            named = f"{'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}, counted from 0"
+            yield f"{len(layers)} of {plan.model.num_layers} layers {did} ({named})"
 
 
 def picked(pair: Pair) -> str:

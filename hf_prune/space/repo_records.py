@@ -12,6 +12,7 @@ from hf_prune.hub_files import RECIPE
 from hf_prune.output import OUTPUT_FILE, Finished
 from hf_prune.records import Evaluation, Healing, Plan, Scores
 from hf_prune.saving import RECORDS
+from hf_prune.soundness import check_importances
 from hf_prune.space.asking import Repo, asking, hub
 from hf_prune.space.ids import shown, without_paths
 from hf_prune.space.pair import Visitor
@@ -19,6 +20,7 @@ from hf_prune.space.pair import Visitor
 MOST_LAYERS = 1024
 _COMMIT = re.compile("[0-9a-f]{40}")
 MOST_WIDTH = 1 << 20
+MOST_TRIALS = 10_000
 _MOST_NAME, _MOST_FIGURE = 300, 1e12
 
 _NEEDED = (RECIPE, f"{RECORDS}/{OUTPUT_FILE}", f"{RECORDS}/{Plan.FILE}")
@@ -111,6 +113,9 @@ def _check(finished: Finished) -> None:
         inside = all(0 <= layer < depth for layer in step.layers)
         _expect(inside, f"the plan acts on layers that the {depth} of the model don't have")
     _expect(bool(plan.kept), "the plan keeps no layer")
+    _expect(
+        len(plan.trials) <= MOST_TRIALS, f"the plan holds {len(plan.trials)} trials; expected {MOST_TRIALS} at most"
+    )
     cut = plan.slicing
     if cut is not None:
         widths = (cut.hidden_size, cut.embed, *cut.attn_out, *cut.mlp_out)
@@ -129,8 +134,13 @@ def _check(finished: Finished) -> None:
             _expect(whole, f"the scores are no table of {depth + 1} × {depth + 1} distances")
         for row in (scores.layers, scores.layer_standard_errors):
             _expect(len(row) in (0, depth), f"the scores speak of {len(row)} layers; expected {depth}")
-        figures = [abs(figure) for row in (*scores.distances, scores.layers) for figure in row]
-        errors = [error for row in (*scores.standard_errors, scores.layer_standard_errors) for error in row]
+        check_importances(scores)
+        told, spread = (
+            [value for row in rows.values() for value in row if value is not None]
+            for rows in (scores.importances, scores.importance_errors)
+        )
+        figures = [abs(figure) for row in (*scores.distances, scores.layers, told) for figure in row]
+        errors = [error for row in (*scores.standard_errors, scores.layer_standard_errors, spread) for error in row]
         possible = all(0 <= figure <= _MOST_FIGURE for figure in (*figures, *errors))
         _expect(possible, "the scores hold figures that no measurement gives")
     for record in (plan, scores, finished.healing, finished.evaluation):

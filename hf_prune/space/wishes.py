@@ -16,7 +16,7 @@ CHOICES = {
     "slicegpt": "Keeps every layer and makes all of them narrower by the same share.",
     "dynamic-slicing": "Keeps every layer and narrows those most that matter least. Takes longest.",
 }
-"""Methods that a visitor may choose, in plain words."""
+"""Methods that a visitor may choose, in plain words: the few that need no explanation, of the many there are."""
 
 _ID_LIMIT = 96  # characters of a Hub id, see `ids`
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from hf_prune.architecture import Decoder
 from hf_prune.errors import ConfigError
+from hf_prune.fit import check_fitted
 from hf_prune.records import Operation, Plan
 from hf_prune.registry import surgery
 from hf_prune.surgery.drop import check_layers
@@ -26,8 +27,9 @@ def apply_plan(decoder: Decoder, plan: Plan, perform: Perform = _in_memory) -> D
         perform: carries out one operation.
 
     Raises:
-        ConfigError: the plan was made for a model of another depth or architecture, or names an unknown operation
-            or blocks that are not there.
+        ConfigError: the plan was made for a model of another depth or architecture, or names an unknown operation,
+            or blocks or a file that are not there.
+        CheckpointError: its file of fitted tensors is another one.
     """
     check_model(decoder, plan)
     _check_operations(plan, decoder.name)
@@ -40,7 +42,7 @@ def apply_plan(decoder: Decoder, plan: Plan, perform: Perform = _in_memory) -> D
 
 
 def _check_operations(plan: Plan, name: str) -> None:
-    """Refuse unknown operations and blocks that are not there, or not any more, before anything is done."""
+    """Refuse unknown operations, and blocks and files that are not there, or not any more, before anything is done."""
     depth = plan.model.num_layers
     if plan.dropped:
         check_layers([i for op in plan.operations if op.kind == "drop" for i in op.layers], depth, name)
@@ -54,6 +56,7 @@ def _check_operations(plan: Plan, name: str) -> None:
             )
         if operation.kind == "drop":
             left -= set(operation.layers)
+    check_fitted(plan)
 
 
 def check_model(decoder: Decoder, plan: Plan) -> None:

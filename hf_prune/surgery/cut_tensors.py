@@ -1,11 +1,12 @@
 """The tensors of a cut checkpoint by headers alone: which ones, made of which of the base's, and how."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.errors import StreamError
@@ -75,20 +76,45 @@ def cut_tensors(
     decoder = apply_plan(decoder_of(model, name), plan, perform)
     leaf = decoder.blocks_path.rpartition(".")[2]
     live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    stored = saved_tensors(model)
+    changes = _changes(model, live, stored, edits)
     found = {}
-    for saved, like in saved_tensors(model).items():
+    for saved, like in stored.items():
         source = weights.entries[source_name(original_name(saved, leaf, plan.kept), weights.entries, model)]
         if source.shape != tuple(like.shape):
             raise StreamError(
                 f"tensor '{saved}' of '{name}' has shape {list(like.shape)}, in its checkpoint {list(source.shape)}; "
                 "it is cut in memory"
             )
-        found[saved] = CutTensor(like, source, edits.of(live[saved]) if saved in live else ())
-    if sum(1 for tensor in found.values() if tensor.edits) < len(edits):
-        raise StreamError(
-            f"the plan changes weights that '{name}' does not store as it holds them; it is cut in memory"
-        )
+        found[saved] = CutTensor(like, source, changes.get(saved, ()))
     return model, found
+
+
+def _changes(
+    model: PreTrainedModel, live: Mapping[str, torch.Tensor], stored: Collection[str], edits: Edits
+) -> dict[str, tuple[Edit, ...]]:
+    """What happens to each tensor, by the name that it is saved under.
+
+    Raises:
+        StreamError: some are not stored as the model holds them, and their numbers are not all treated alike.
+    """
+    found: dict[str, tuple[Edit, ...]] = {}
+    reached: set[int] = set()
+    for name, tensor in live.items():
+        changes = edits.of(tensor)
+        if not changes:
+            continue
+        pieces = [name] if name in stored else []
+        if not pieces and all(change.alike for change in changes):
+            pieces = [piece for piece in revert_weight_conversion(model, {name: tensor}) if piece in stored]
+        found |= dict.fromkeys(pieces, changes)
+        reached |= {id(tensor)} if pieces else set()
+    if len(reached) < len(edits):
+        raise StreamError(
+            f"the plan changes weights that a {type(model).__name__} does not store as it holds them; it is cut in "
+            "memory"
+        )
+    return found
 
 
 def pieces_of(tensor: CutTensor, mover: Mover, first: int = 0, last: int | None = None) -> Iterator[tuple[int, bytes]]:

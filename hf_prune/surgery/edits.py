@@ -17,10 +17,13 @@ class Edit:
     Attributes:
         change: see `Change`.
         fresh: whether it makes the numbers anew, and those of before need not be read.
+        alike: whether it treats every number alike, wherever it lies: a tensor that is stored in pieces, as experts
+            are, can be changed piece by piece.
     """
 
     change: Change
     fresh: bool = False
+    alike: bool = False
 
 
 class Edits:

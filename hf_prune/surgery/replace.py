@@ -56,6 +56,30 @@ def replace(decoder: Decoder, layers: tuple[int, ...], *, file: str = "") -> Dec
 
 
 def _places(decoder: Decoder, layers: tuple[int, ...], file: str) -> list[tuple[torch.nn.Parameter, TensorEntry]]:
+    found = fitted_places(decoder, layers, file)
+    for parameter, entry in found:
+        if tuple(parameter.shape) != entry.shape:
+            raise ConfigError(
+                f"tensor '{entry.name}' in '{file}' has shape {list(entry.shape)}; '{decoder.name}' has "
+                f"{list(parameter.shape)} there"
+            )
+    return found
+
+
+def fitted_places(
+    decoder: Decoder, layers: tuple[int, ...], file: str
+) -> list[tuple[torch.nn.Parameter, TensorEntry]]:
+    """The tensors of a file of fitted ones, each with the weight that it is for.
+
+    Args:
+        decoder: the model.
+        layers: 0-based indices of the blocks.
+        file: a safetensors file; its tensor "1.mlp.down_proj.weight" is for that weight in the second of `layers`.
+
+    Raises:
+        ConfigError: there is no such file, block or weight.
+        CheckpointError: the file is broken.
+    """
     if not Path(file).is_file():
         raise ConfigError(f"there is no file of fitted tensors '{file}'; fit them again")
     found = []
@@ -66,13 +90,7 @@ def _places(decoder: Decoder, layers: tuple[int, ...], file: str) -> list[tuple[
                 f"'{file}' holds a tensor '{name}'; expected the number of one of the {len(layers)} blocks, counted "
                 "from 0, and the name of its weight"
             )
-        parameter = parameter_of(decoder, layers[int(number)], weight)
-        if tuple(parameter.shape) != entry.shape:
-            raise ConfigError(
-                f"tensor '{name}' in '{file}' has shape {list(entry.shape)}; '{decoder.name}' has "
-                f"{list(parameter.shape)} there"
-            )
-        found.append((parameter, entry))
+        found.append((parameter_of(decoder, layers[int(number)], weight), entry))
     return found
 
 

@@ -34,7 +34,7 @@ def scale_streamed(
         factor: see `scale`.
     """
     for parameter in _parameters(decoder, layers, weights):
-        edits.add(parameter, Edit(lambda values, _start: scaled(values, factor)))
+        edits.add(parameter, Edit(lambda values, _start: scaled(values, factor), alike=True))
     return decoder
 
 

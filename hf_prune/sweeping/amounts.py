@@ -1,17 +1,19 @@
 """Which points a sweep has: methods and amounts, checked before any work."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_prune.amounts import check_amount
 from hf_prune.calibration import model_limit
 from hf_prune.config import PAPER, SAME, CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
 from hf_prune.methods import METHODS, get_method
-from hf_prune.plan import check_amount
+from hf_prune.recipes import papers
 from hf_prune.records import ModelRef
-from hf_prune.registry import Registry, measure, planner, surgery
+from hf_prune.registry import Entry, measure, planner, surgery_named
+from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.slicing.plan import check_reachable
 from hf_prune.slicing.read_costs import costs_of_config
@@ -54,7 +56,7 @@ def wanted_points(
         config: what all points share; its amount is not looked at.
         ref: the base model.
         model_config: its text config.
-        methods: recipe names; None takes all that drop layers, and those that slice where the family can be sliced.
+        methods: recipe names; None takes `uidl` and `simple`, and those that slice where the family can be sliced.
         min_drop: fewest layers dropped; None takes `step`.
         max_drop: most layers dropped; None takes half of them.
         step: layers between two points.
@@ -68,9 +70,14 @@ def wanted_points(
     names = _methods(methods, model_config, ref.id)
     counts = _counts(min_drop, max_drop, step, depth, ref.id)
     sizes = [count / depth for count in counts] if shares is None else list(shares)
-    _check_texts(config, names)
+    check_texts(config, names)
     points: list[Wanted] = []
     for name in names:
+        if get_method(name).cuts == "weights":
+            raise ConfigError(
+                f"method '{name}' zeroes weights and removes no parameters, against which a sweep draws; compare it "
+                "with others instead (hf-prune bench-methods)"
+            )
         if get_method(name).cuts == "layers":
             for count in counts:
                 own = config_of(config, name, drop_layers=count)
@@ -87,11 +94,7 @@ def wanted_points(
 def _sliced(
     config: PrunerConfig, method: str, shares: Sequence[float], ref: ModelRef, model_config: Any
 ) -> list[Wanted]:
-    check_sliceable(model_config, ref.id)
-    calibration = config.calibration
-    tokens = calibration.samples * min(calibration.max_length, model_limit(model_config))
-    check_tokens(tokens, model_config.hidden_size, ref.id)
-    costs, points = costs_of_config(model_config, ref.id), []
+    costs, points = slicing_costs(config, ref, model_config), []
     for share in shares:
         own = config_of(config, method, sparsity=share)
         why = None
@@ -102,6 +105,26 @@ def _sliced(
         of: Literal["width", "parameters"] = "width" if own.amount_of == "width" else "parameters"
         points.append(Wanted(f"{method}-{share:.4g}", own, share, of, why))
     return points
+
+
+def slicing_costs(config: PrunerConfig, ref: ModelRef, model_config: Any) -> Costs:
+    """What widths cost in a model that can be sliced on the calibration text at hand.
+
+    Args:
+        config: says how much text there is.
+        ref: the base model.
+        model_config: its text config.
+
+    Raises:
+        ArchitectureError: the family cannot be sliced.
+        CheckpointError: the weights are quantized.
+        ConfigError: the text has too few tokens.
+    """
+    check_sliceable(model_config, ref.id)
+    calibration = config.calibration
+    tokens = calibration.samples * min(calibration.max_length, model_limit(model_config))
+    check_tokens(tokens, model_config.hidden_size, ref.id)
+    return costs_of_config(model_config, ref.id)
 
 
 def config_of(config: PrunerConfig, method: str, **amount: Any) -> PrunerConfig:
@@ -118,22 +141,22 @@ def config_of(config: PrunerConfig, method: str, **amount: Any) -> PrunerConfig:
     changes: dict[str, Any] = {"method": method, "layers": None, "drop_layers": None, "sparsity": None}
     recipe = get_method(method)
     if method != config.method:
-        changes |= {"measure": None, "planner": None, "surgery": None}
-        changes["measure_kwargs"] = _known(measure, recipe.measure, config.measure_kwargs)
-        changes["planner_kwargs"] = _known(planner, recipe.planner, config.planner_kwargs)
-        changes["surgery_kwargs"] = _known(surgery, recipe.surgery, config.surgery_kwargs)
+        changes |= {"measure": None, "planner": None, "surgery": None, "unit": None}
+        changes["measure_kwargs"] = _known(measure.get, recipe.measure, config.measure_kwargs)
+        changes["planner_kwargs"] = _known(planner.get, recipe.planner, config.planner_kwargs)
+        changes["surgery_kwargs"] = _known(surgery_named, recipe.surgery, config.surgery_kwargs)
+    of = None
+    if recipe.cuts != "layers":
+        changes |= {"protect_first": None, "protect_last": None, "protect": ()}
     if recipe.cuts == "width":
-        changes |= {"protect_first": None, "protect_last": None}
         of = config.sparsity_of if config.sparsity_of in ("width", "parameters") else None
-    else:
-        of = None
     return dataclasses.replace(config, **changes | {"sparsity_of": of} | amount)
 
 
-def _known(registry: Registry, name: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _known(look_up: Callable[[str], Entry], name: str | None, options: dict[str, Any]) -> dict[str, Any]:
     if not options or name is None:
         return {}
-    known = registry.get(name).options()
+    known = look_up(name).options()
     return {key: value for key, value in options.items() if key in known}
 
 
@@ -147,8 +170,8 @@ def _methods(methods: Sequence[str] | None, model_config: Any, name: str) -> lis
     try:
         check_sliceable(model_config, name)
     except (ArchitectureError, CheckpointError):
-        return [m.name for m in METHODS.values() if m.cuts == "layers"]
-    return list(METHODS)
+        return [m.name for m in papers.METHODS if m.cuts == "layers"]
+    return [m.name for m in papers.METHODS]
 
 
 def _counts(min_drop: int | None, max_drop: int | None, step: int, depth: int, name: str) -> range:
@@ -166,8 +189,12 @@ def _counts(min_drop: int | None, max_drop: int | None, step: int, depth: int, n
     return range(least, most + 1, step)
 
 
-def _check_texts(config: PrunerConfig, methods: Sequence[str]) -> None:
-    """All methods see the same text: figures on different texts do not compare."""
+def check_texts(config: PrunerConfig, methods: Sequence[str]) -> None:
+    """All methods see the same text: figures on different texts do not compare.
+
+    Raises:
+        ConfigError: the config names the dataset of the paper, and the methods have different ones.
+    """
     stages: tuple[CalibrationConfig | HealingConfig | EvaluationConfig, ...] = (
         config.calibration, config.healing, config.evaluation,
     )  # fmt: skip

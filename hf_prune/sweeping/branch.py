@@ -1,5 +1,6 @@
 """One point's stages, which take from the sweep what all points share."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from hf_prune.distributed import ALONE, Group
 from hf_prune.evaluation.stage import Judge
 from hf_prune.loading import Source
 from hf_prune.models import Models
-from hf_prune.records import Scores
+from hf_prune.records import Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.samples import Samples
 from hf_prune.stages import Stages
+from hf_prune.surgery.slice import Text
+from hf_prune.sweeping.original import Original
 from hf_prune.texts import Texts
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class SharedModels(Models):
         tokenizer: of all of them.
         run: where the pruned checkpoint is kept.
         kwargs: of `loading.load_model`.
-        original: makes the original.
+        original: hands out the original.
     """
 
     def __init__(
@@ -38,16 +41,23 @@ class SharedModels(Models):
         tokenizer: Tokenizer,
         run: RunFolder,
         kwargs: dict[str, Any],
-        original: Callable[[], PreTrainedModel],
+        original: Original,
     ) -> None:
         super().__init__(source, tokenizer, run, kwargs)
-        self._make = original
+        self._base = original
 
     def current(self) -> PreTrainedModel:
         """The model as it is now."""
         if self._current is None and self.stage == "original":
-            self._current = self._make()
+            self._current = self._base.get()
         return super().current()
+
+    def cut(self, plan: Plan, text: Callable[[], Text]) -> None:
+        """See `Models.cut`; surgery that writes into weights gets weights of its own to write into."""
+        left = self._current is None and self._run.has("pruned", self._inputs(plan))  # by a call that was killed
+        if self._base.kept and not left and not plan.only_drops and plan.slicing is None:
+            self._current = copy.deepcopy(self.current())
+        super().cut(plan, text)
 
     @property
     def untouched(self) -> bool:
@@ -56,7 +66,7 @@ class SharedModels(Models):
 
     def original(self) -> PreTrainedModel:
         """The uncut model."""
-        return self.current() if self.stage == "original" else self._make()
+        return self.current() if self.stage == "original" else self._base.get()
 
 
 class Branch(Stages):
@@ -87,6 +97,11 @@ class Branch(Stages):
         self._shared, self._given = shared, given
         self._trunk: Branch | None = None
         super().__init__(config, models, shared.tokenizer, run, model_config, token, progress)
+
+    @property
+    def further(self) -> Mapping[str, Samples]:
+        """Texts to evaluate on beside the first, by name."""
+        return self._shared.further
 
     def grow_from(self, trunk: "Branch") -> "Branch":
         """Take scores from another branch, which measures once for all amounts."""
@@ -119,11 +134,12 @@ class Branch(Stages):
             self.run,
             limit,
             progress,
-            shared=self._shared.run,
+            shared=self._shared.judged,
+            further=self._shared.further,
         )
 
     def _resolve_healing(self) -> HealingConfig:
-        return self._shared.healing_settings(self.config.recipe().healing)
+        return self._shared.healing_settings(self._shared.healing_of(self.config))
 
     def _original_loss(self, settings: HealingConfig) -> float | None:
-        return self._shared.original_loss(self.config.recipe().healing)
+        return self._shared.original_loss(self._shared.healing_of(self.config))

@@ -14,8 +14,12 @@ from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.records import ModelRef
 from hf_prune.run_folder import RunFolder
+from hf_prune.saving import no_room
 from hf_prune.sweeping.amounts import Wanted, wanted_points
 from hf_prune.sweeping.target import Target, check_target
+
+KINDS = ("sweep", "comparison")
+"""What an output folder can hold; each marks it with a file `KIND.inputs`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,53 @@ def prepare(
     Raises:
         PruneError: whatever a sweep refuses before work.
     """
-    kwargs = load_kwargs(dtype, device_map, trust_remote_code)
     check_target(target, config)
+    source, model_config, kwargs = find(
+        model_id,
+        config,
+        heal=heal,
+        weights=weights,
+        revision=revision,
+        token=token,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    wanted = wanted_points(
+        config,
+        source.ref,
+        model_config.get_text_config(decoder=True),
+        methods=methods,
+        min_drop=min_drop,
+        max_drop=max_drop,
+        step=step,
+        shares=shares,
+    )
+    check_folder(output, source.ref, "sweep")
+    return Prepared(source, model_config, kwargs, wanted)
+
+
+def find(
+    model_id: str | Path,
+    config: PrunerConfig,
+    *,
+    heal: bool,
+    weights: bool,
+    revision: str | None,
+    token: str | bool | None,
+    dtype: str,
+    device_map: Any,
+    trust_remote_code: bool,
+) -> tuple[loading.Source, PretrainedConfig, dict[str, Any]]:
+    """Find the model, and refuse what cannot be asked of it whatever is cut. See `prepare` for the arguments.
+
+    Returns:
+        The model, pinned; its config; arguments of `loading.load_model`.
+
+    Raises:
+        PruneError: tasks or healing cannot be had, or there is no such model.
+    """
+    kwargs = load_kwargs(dtype, device_map, trust_remote_code)
     check_tasks(config.evaluation)
     if heal:
         healing.require(config.healing.quantize)
@@ -79,18 +128,7 @@ def prepare(
     )
     if heal:
         _check_unquantized(source.ref, model_config)
-    wanted = wanted_points(
-        config,
-        source.ref,
-        model_config.get_text_config(decoder=True),
-        methods=methods,
-        min_drop=min_drop,
-        max_drop=max_drop,
-        step=step,
-        shares=shares,
-    )
-    _check_folder(output, source.ref)
-    return Prepared(source, model_config, kwargs, wanted)
+    return source, model_config, kwargs
 
 
 def _check_unquantized(ref: ModelRef, model_config: PretrainedConfig) -> None:
@@ -101,20 +139,47 @@ def _check_unquantized(ref: ModelRef, model_config: PretrainedConfig) -> None:
     """
     if getattr(model_config, "quantization_config", None) is not None:
         raise CheckpointError(
-            f"'{ref.id}' holds quantized weights, into which no healing can be merged; sweep the unquantized "
+            f"'{ref.id}' holds quantized weights, into which no healing can be merged; take the unquantized "
             "model it was made from, or do not heal"
         )
 
 
-def _check_folder(folder: Path, ref: ModelRef) -> None:
-    """Refuse a folder that is not for a sweep of this model.
+def check_folder(folder: Path, ref: ModelRef, kind: str) -> None:
+    """Refuse a folder that is not for this model.
+
+    Args:
+        folder: the output.
+        ref: the model.
+        kind: what it will hold, of `KINDS`.
 
     Raises:
-        OutputError: it holds something else, or a sweep of another model.
+        OutputError: it holds something else, or the same of another model.
     """
     run = RunFolder(folder)
-    if (folder / "sweep.inputs").is_file() and not run.has("sweep", {"model": ref}):
-        raise OutputError(
-            f"'{folder}' holds a sweep of another model than '{ref.id}' (or of other weights); expected a new or "
-            "empty folder, or one of a sweep of this model. Choose another, or remove it"
-        )
+    for other in KINDS:
+        if (folder / f"{other}.inputs").is_file() and (other != kind or not run.has(kind, {"model": ref})):
+            model = f" of another model than '{ref.id}' (or of other weights)" if other == kind else ""
+            raise OutputError(
+                f"'{folder}' holds a {other}{model}; expected a new or empty folder, or one of a {kind} of this "
+                "model. Choose another, or remove it"
+            )
+
+
+def claim(folder: Path, ref: ModelRef, kind: str) -> Path:
+    """Take a folder for a model.
+
+    Args:
+        folder: the output, made where it is missing.
+        ref: the model.
+        kind: what it will hold, of `KINDS`.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        RunFolder(folder).finish(kind, {"model": ref})
+    except OSError as error:
+        if no_room(error) is not None:
+            raise
+        raise OutputError(f"the output folder '{folder}' cannot be made: {error}") from error
+    return folder

@@ -7,12 +7,10 @@ from typing import Any
 
 from hf_prune import serial
 from hf_prune.config import PrunerConfig
-from hf_prune.errors import OutputError
 from hf_prune.methods import get_method
-from hf_prune.records import ModelEvaluation, ModelRef, Plan
-from hf_prune.run_folder import RunFolder, room_for
-from hf_prune.saving import no_room
-from hf_prune.sweeping.early import prepare
+from hf_prune.records import ModelEvaluation, Plan
+from hf_prune.run_folder import room_for
+from hf_prune.sweeping.early import claim, prepare
 from hf_prune.sweeping.knee import RULE, find_knee
 from hf_prune.sweeping.plots import PICTURES, draw
 from hf_prune.sweeping.point import make_point
@@ -58,7 +56,7 @@ def sweep(
         model_id: Hub id or folder.
         config: what all points share; its method says whose options it holds, its amount is not looked at.
         output: new or empty folder, or that of an earlier sweep of the same model.
-        methods: recipe names; None takes all that drop layers, and those that slice where the family can be sliced.
+        methods: recipe names; None takes `uidl` and `simple`, and those that slice where the family can be sliced.
         min_drop: fewest layers dropped; None takes `step`.
         max_drop: most layers dropped; None takes half of them.
         step: layers between two points.
@@ -96,7 +94,7 @@ def sweep(
     )
     source, wanted = begun.source, begun.wanted
     names = tuple(dict.fromkeys(item.config.method for item in wanted))
-    folder = _claim(Path(output), source.ref)
+    folder = claim(Path(output), source.ref, "sweep")
     with room_for(folder):
         shared = Shared(source, begun.model_config, config, names, begun.kwargs, folder, token, progress)
         original, where = shared.figures()
@@ -110,7 +108,7 @@ def sweep(
             on_point(points[-1])
         found = Sweep(
             model=source.ref,
-            config=_settings(config, heal),
+            config=settings_told(config, heal),
             methods=names,
             heal=heal,
             original=original,
@@ -124,18 +122,8 @@ def sweep(
         return _write(folder, found, target)
 
 
-def _claim(folder: Path, ref: ModelRef) -> Path:
-    """Take a folder for the sweep of a model."""
-    try:
-        RunFolder(folder).finish("sweep", {"model": ref})
-    except OSError as error:
-        if no_room(error) is not None:
-            raise
-        raise OutputError(f"the output folder '{folder}' cannot be made: {error}") from error
-    return folder
-
-
-def _settings(config: PrunerConfig, heal: bool) -> dict[str, Any]:
+def settings_told(config: PrunerConfig, heal: bool) -> dict[str, Any]:
+    """What points share, as JSON types without paths: neither amounts nor, where nothing is healed, how to heal."""
     told: dict[str, Any] = serial.to_dict(config.without_paths())
     for name in ("drop_layers", "layers", "sparsity", *(() if heal else ("healing",))):
         del told[name]

@@ -22,18 +22,18 @@ def as_csv(sweep: Sweep) -> str:
     Columns are those of the record, on the first text; one more for the main result of each benchmark task. What was
     not measured is empty.
     """
-    tasks = _tasks(sweep)
+    tasks = task_columns(sweep.original)
     out = io.StringIO()
     writer = csv.DictWriter(out, [*_COLUMNS, *(f"task:{name}" for name in tasks)], lineterminator="\n")
     writer.writeheader()
     known: dict[str, Any] = {"point": "original", "stage": "original", "amount": 0, "layers_removed": 0}
     size = {"parameters": sweep.original.parameters, "bytes": sweep.original.bytes, "share_removed": 0.0}
-    writer.writerow(known | size | _figures(sweep, sweep.original, tasks))
+    writer.writerow(known | size | figure_cells(sweep.original, sweep.original, tasks))
     for point in sweep.points:
         for stage in STAGES:
             found = point.figures(stage)
             if found is not None:
-                row = _point(point) | {"stage": stage} | _figures(sweep, found, tasks)
+                row = _point(point) | {"stage": stage} | figure_cells(found, sweep.original, tasks)
                 writer.writerow(row | ({"healing_tokens": point.healing_tokens} if stage == "healed" else {}))
     return out.getvalue()
 
@@ -53,13 +53,22 @@ def _point(point: SweepPoint) -> dict[str, Any]:
     }
 
 
-def _figures(sweep: Sweep, found: ModelEvaluation, tasks: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+def figure_cells(
+    found: ModelEvaluation, original: ModelEvaluation, tasks: dict[str, tuple[str, str, str]]
+) -> dict[str, Any]:
+    """Column name → figure of one model, as far as it was measured.
+
+    Args:
+        found: the model's figures.
+        original: those of the base model.
+        tasks: from `task_columns`.
+    """
     text, fidelity, mean = found.perplexity[0], found.fidelity, accuracy(found)
     row: dict[str, Any] = {
         "nll": text.nll,
         "nll_standard_error": text.standard_error,
         "perplexity": text.perplexity,
-        "perplexity_ratio": perplexity_ratio(found, sweep.original),
+        "perplexity_ratio": perplexity_ratio(found, original),
         "bits_per_byte": text.bits_per_byte,
     }
     if fidelity is not None:
@@ -74,7 +83,7 @@ def _figures(sweep: Sweep, found: ModelEvaluation, tasks: dict[str, tuple[str, s
     return row | {f"task:{name}": values[key] for name, key in tasks.items() if key in values}
 
 
-def _tasks(sweep: Sweep) -> dict[str, tuple[str, str, str]]:
+def task_columns(original: ModelEvaluation) -> dict[str, tuple[str, str, str]]:
     """Column name → task, metric and filter of every main result of the original."""
-    main = [r for r in sweep.original.tasks if r.main]
+    main = [r for r in original.tasks if r.main]
     return {f"{r.task}:{r.metric}": (r.task, r.metric, r.filter) for r in main}

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from hf_prune import calibration, demo, loading, prune_layers
+from hf_prune.amounts import Sizes
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import structural_copy
 from hf_prune.config import CalibrationConfig, PrunerConfig
 from hf_prune.evaluation.perplexity import measure_text
 from hf_prune.measure import measure_model
 from hf_prune.methods import get_method
-from hf_prune.plan import Sizes, make_plan
+from hf_prune.plan import make_plan
 from hf_prune.planners.widths import constant_width, dynamic_width
 from hf_prune.records import Scores
 from hf_prune.samples import Samples

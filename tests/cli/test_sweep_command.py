@@ -69,7 +69,7 @@ def test_missed_target_and_failed_points_exit_with_1(base: Path, quick: str, mon
 
         raise MeasureError("layer 2 gives NaN")
 
-    monkeypatch.setattr("hf_prune.stages.measure_model", refuse)
+    monkeypatch.setattr("hf_prune.choosing.measure_model", refuse)
     failed = call("sweep", base, "--config", quick, "--methods", "uidl,simple", "--max-drop", 1, "--output", "other")
     assert failed.code == 1 and "failed: 1" in failed.out and "1 of 2 points failed" in failed.err
     assert "Warning: uidl-1 failed: layer 2 gives NaN" in failed.err
@@ -120,7 +120,7 @@ def test_output_is_named_after_the_model_and_kept(base: Path, quick: str) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--methods", "udil"), "unknown method 'udil'; expected one of: uidl, simple, slicegpt, dynamic-slicing."),
+        (("--methods", "udil"), "unknown method 'udil'; expected one of: uidl, simple, slicegpt, dynamic-slicing, "),
         (("--methods", " ,"), "--methods ' ,' names none; expected some of: uidl"),
         (("--max-drop", "8"), "max_drop=8: 'tiny-base' has 8 layers; expected 1 to 7"),
         (("--target-ppl-ratio", "1.1", "--target-size", "4GB"), "--target-ppl-ratio and --target-size at once"),

@@ -191,7 +191,7 @@ def test_colours_are_seen_in_the_dark_and_numbers_on_cells_are_read():
         assert contrast(colour, dark) >= 3
     sheet = (CARDS.parent / "hf_prune/space/css/anatomy.css").read_text()
     cells = re.findall(r"--anatomy-\w+: (#\w{6})", sheet)
-    assert len(cells) == 3 and all(contrast(colour, "#ffffff") >= 4.5 for colour in cells)
+    assert len(cells) == 5 and all(contrast(colour, "#ffffff") >= 4.5 for colour in cells)
 
 
 def test_each_drawing_is_described_and_scrolls_in_its_own_box():

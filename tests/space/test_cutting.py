@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from hf_prune import loading
+from hf_prune.amounts import Sizes
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import parameter_bytes, structural_copy
 from hf_prune.config import PrunerConfig
 from hf_prune.demo import model_folder
 from hf_prune.errors import ConfigError, HubError, PruneError
 from hf_prune.methods import METHODS
-from hf_prune.plan import Sizes, make_plan
+from hf_prune.plan import make_plan
 from hf_prune.records import Plan
+from hf_prune.registry import planner
 from hf_prune.space import comparing, cut_page, cutting, pairs
 from hf_prune.space.cutting import compare_cut, cut_copy, layer_parameters, offers, plan_cut
 from hf_prune.space.frames import Sampling
@@ -120,15 +122,63 @@ def test_visitors_do_not_fill_the_log(caplog):
 
 
 def test_methods_are_offered_where_the_records_have_what_they_need():
-    assert [(o.method, o.most, o.why_not) for o in offers(demo_pair())] == [("uidl", 11, None), ("simple", 11, None)]
+    first = [(o.method, o.most, o.why_not) for o in offers(demo_pair())][:2]
+    assert first == [("uidl", 11, None), ("simple", 11, None)]
     for pair in (card_pair("sliced"), with_records(demo_pair(), scores=None)):
-        uidl, simple = offers(pair)
+        uidl, simple, *others = offers(pair)
+        assert not [other for other in others if other.why_not]
         assert (simple.method, simple.why_not) == ("simple", None)
         assert uidl.most == 0 and "chooses by scores of measure 'angular'" in uidl.why_not
         assert "Take a method that needs no scores" in cut_page.not_offered(offers(pair))
         with pytest.raises(ConfigError, match="needs no scores"):
             plan_cut(pair, "uidl", 2)
-    assert {o.method for o in offers(demo_pair())} == {m.name for m in METHODS.values() if m.cuts == "layers"}
+
+
+def test_of_the_many_methods_only_those_are_listed_that_stored_scores_can_tell():
+    pair = demo_pair()
+    for offer in offers(pair):
+        method = METHODS[offer.method]
+        assert (method.cuts, method.unit, method.surgery) == ("layers", "block", "drop") and offer.why_not is None
+        entry = planner.get(method.planner)
+        assert entry.needs == "nothing" or (entry.needs, method.measure) == ("scores", "angular")
+        cut = plan_cut(pair, offer.method, 3)
+        assert len(cut.dropped) == 3 and "anatomy-lead" in cut_page.page(pair, cut)
+    for name, words in (
+        ("sleb", "tries cuts on the model"), ("slicegpt", "narrows all layers"),
+        ("llm-drop-attention", "removes parts of layers"), ("laco", "puts something fitted in the place"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"method '{name}' {words}.*expected one of: uidl, simple$"):
+            plan_cut(pair, name, 2)
+
+
+def measured(**changes):
+    """The demo's pair with importances of its layers in place of distances; layer 4 matters least, then 9."""
+    pair = demo_pair()
+    values = tuple(0.1 * abs(i - 4) + (0.45 if i not in (4, 9) else 0) for i in range(12))
+    importances = {"block": values}
+    empty = {"distances": (), "standard_errors": ()}
+    scores = dataclasses.replace(
+        pair.records.scores, measure="block_influence", options={}, importances=importances, **empty
+    )
+    return with_records(pair, "e" * 40, scores=dataclasses.replace(scores, **changes))
+
+
+def test_importances_choose_scattered_layers():
+    pair = measured()
+    assert "shortgpt" in [offer.method for offer in offers(pair) if offer.why_not is None]
+    assert "shortgpt" not in [offer.method for offer in offers(demo_pair())]
+    cut = plan_cut(pair, "shortgpt", 2)
+    assert cut.dropped == (3, 4) or cut.dropped == (4, 9)
+    page = cut_page.page(pair, cut)
+    assert "block_influence of the layer 0.000" in page and cut.distance_standard_error is None
+
+
+def test_options_that_make_another_method_are_looked_at(monkeypatch):
+    other = dataclasses.replace(METHODS["shortgpt"], measure_kwargs={"angular": True})
+    monkeypatch.setitem(METHODS, "shortgpt", other)
+    assert "shortgpt" not in [offer.method for offer in offers(measured())]
+    with pytest.raises(ConfigError, match="needs no scores"):
+        plan_cut(measured(), "shortgpt", 2)
 
 
 @pytest.mark.parametrize(

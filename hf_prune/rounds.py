@@ -1,0 +1,203 @@
+"""Prune, heal, prune again: several runs in a row, each on what the one before it healed, told as one."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_prune.amounts import layers_to_drop
+from hf_prune.config import PrunerConfig
+from hf_prune.errors import ConfigError
+from hf_prune.output import Finished, update_evaluation, write_card
+from hf_prune.pruner import Pruner
+from hf_prune.records import Evaluation, Healing, ModelRef, Operation, Plan, Scores, Trial, ranges
+from hf_prune.run_folder import remove
+from hf_prune.saving import RECORDS, staged
+from hf_prune.units import Unit
+
+logger = logging.getLogger(__name__)
+
+Once = Callable[[str | Path, PrunerConfig, Path], Finished]
+"""Prunes and heals one model into a folder, or finds that done: (model, recipe, folder) -> its records."""
+
+
+def check_rounds(config: PrunerConfig, heal: bool) -> None:
+    """Refuse what cannot be done in rounds, before any work.
+
+    Args:
+        config: the recipe.
+        heal: whether to heal.
+
+    Raises:
+        ConfigError: names the setting that does not go with rounds.
+    """
+    if config.rounds == 1:
+        return
+    asked = f"rounds={config.rounds}"
+    recipe = config.recipe()
+    if not heal:
+        raise ConfigError(f"{asked} heals between cuts, and healing was not asked for; add it (heal=True, --heal)")
+    if config.layers is not None:
+        raise ConfigError(f"{asked} chooses anew each time; layers={list(config.layers)} are chosen. Give a number")
+    if recipe.cuts != "layers" or recipe.unit != "block" or recipe.surgery != "drop":
+        raise ConfigError(
+            f"{asked} drops whole blocks; method '{recipe.name}' does something else (unit '{recipe.unit}', surgery "
+            f"'{recipe.surgery}'). Take another method, or surgery 'drop'"
+        )
+    if config.healing.output == "adapter":
+        raise ConfigError(f"{asked} prunes the healed weights again, and so merges; healing.output='adapter' does not")
+
+
+def shares(total: int, rounds: int) -> tuple[int, ...]:
+    """Layers that go in each round: as even as can be, the larger shares first.
+
+    Args:
+        total: layers that go in all.
+        rounds: how many rounds.
+
+    Raises:
+        ConfigError: there are more rounds than layers.
+    """
+    if total < rounds:
+        raise ConfigError(f"rounds={rounds} for {total} layers; expected at most one round a layer")
+    return tuple(total // rounds + (number < total % rounds) for number in range(rounds))
+
+
+def in_rounds(
+    model_id: str | Path,
+    config: PrunerConfig,
+    output: Path,
+    run_folder: Path,
+    base: ModelRef,
+    *,
+    once: Once,
+    inputs: str,
+    evaluate: bool,
+    load_kwargs: dict[str, Any],
+    progress: bool,
+) -> None:
+    """Prune and heal in rounds, and write the last one's model with the records of all.
+
+    Each round measures the model that the round before it has healed (Minitron's and Model-Optimizer's advice for more
+    than a third; ShortGPT's and SLEB's authors cut in one go). A killed call goes on with the round that it was in.
+
+    Args:
+        model_id: Hub id or folder.
+        config: the recipe, with `rounds`.
+        output: where the finished folder goes.
+        run_folder: where the rounds lie until then.
+        base: the model.
+        once: see `Once`.
+        inputs: digest of everything that the folder is made from.
+        evaluate: whether original and result are measured.
+        load_kwargs: of `Pruner.from_pretrained`.
+        progress: whether to show bars.
+
+    Raises:
+        PruneError: as a single run.
+    """
+    counts = shares(layers_to_drop(config, base.num_layers), config.rounds)
+    left, dropped = list(range(base.num_layers)), list[int]()
+    current: str | Path = model_id
+    found, trials = list[Finished](), list[Trial]()
+    for number, count in enumerate(counts, 1):
+        logger.info("round %d of %d: %d of %d layers go", number, len(counts), count, len(left))
+        folder = run_folder / f"round-{number}"
+        found.append(once(current, _of_round(config, base, left, count), folder))
+        gone = [left[i] for i in found[-1].plan.dropped]
+        dropped, left, current = sorted(dropped + gone), [i for i in left if i not in gone], folder
+        record = found[-1].healing
+        assert record is not None, "a round heals"
+        trials.append(Trial(tuple(Unit(i) for i in dropped), record.held_out.merged, 1))
+    made = run_folder / "made"
+    remove(made)
+    whole = _as_one(config, base, found, trials, inputs)
+    shutil.copytree(current, made)
+    for name in (Scores.FILE, Evaluation.FILE):  # of a model that is not the base
+        (made / RECORDS / name).unlink(missing_ok=True)
+    whole.save(made)
+    if evaluate:
+        pruner = Pruner.from_pruned(
+            made,
+            original=model_id if Path(model_id).is_dir() else None,
+            run_folder=run_folder / "evaluation",
+            progress=progress,
+            **{name: load_kwargs[name] for name in _TAKEN if name in load_kwargs},
+        )
+        update_evaluation(made, pruner.config, pruner.evaluate())
+    for picture in made.glob("*.png"):
+        picture.unlink()
+    write_card(made, Finished.load(made))
+    with staged(output) as stage:
+        shutil.copytree(made, stage, dirs_exist_ok=True)
+
+
+_TAKEN = ("token", "dtype", "device_map", "trust_remote_code")
+
+
+def _of_round(config: PrunerConfig, base: ModelRef, left: Sequence[int], count: int) -> PrunerConfig:
+    protect = tuple(left.index(i) for i in config.protect if i in left)
+    changes: dict[str, Any] = {"drop_layers": count, "sparsity": None, "sparsity_of": None, "rounds": 1}
+    name = base.id if "/" in base.id else None
+    return dataclasses.replace(
+        config, protect=protect, base_model=name, base_revision=None, hf_prune_version=None, **changes
+    )
+
+
+def _as_one(
+    config: PrunerConfig, base: ModelRef, found: Sequence[Finished], trials: Sequence[Trial], inputs: str
+) -> Finished:
+    last = found[-1]
+    dropped = tuple(unit.layer for unit in trials[-1].removed)
+    steps = "; ".join(
+        f"{ranges(tuple(unit.layer for unit in trial.removed))} gone: {trial.score:.4f}" for trial in trials
+    )
+    plan = Plan(
+        model=base,
+        method=config.method,
+        planner=config.recipe().planner,
+        operations=(Operation("drop", dropped),),
+        reason=f"Chosen in {len(found)} rounds, each on the model that the round before had healed. Held-out loss "
+        f"behind each, nats per token: {steps}.",
+        trials=tuple(trials),
+    )
+    recipe = dataclasses.replace(
+        config,
+        healing=last.config.healing,
+        base_model=base.id,
+        base_revision=base.revision,
+        hf_prune_version=last.config.hf_prune_version,
+    )
+    healing = _healing([one.healing for one in found if one.healing is not None])
+    return dataclasses.replace(
+        last,
+        config=recipe.without_paths(),
+        plan=plan,
+        scores=None,
+        healing=healing,
+        evaluation=None,
+        base_card=found[0].base_card,
+        inputs=inputs,
+        fetched=found[0].fetched,
+    )
+
+
+def _healing(each: Sequence[Healing]) -> Healing:
+    """The healing of all rounds: what they did adds up, the losses are those of the last one."""
+    last = each[-1]
+    named = sorted({module for one in each for module in one.target_modules})
+    note = (
+        f"Healed in {len(each)} rounds, one behind each cut, of {last.steps} steps in the last one; the losses and "
+        "settings are those of the last round, its 'pruned' loss that of a model healed before."
+    )
+    return dataclasses.replace(
+        last,
+        target_modules=tuple(named),
+        steps=sum(one.steps for one in each),
+        tokens=sum(one.tokens for one in each),
+        seconds=sum(one.seconds for one in each),
+        held_out=dataclasses.replace(last.held_out, original=each[0].held_out.original),
+        warnings=(*dict.fromkeys(w for one in each for w in one.warnings), note),
+    )

@@ -1,0 +1,1 @@
+"""Tests of surgery that is fitted to the model."""

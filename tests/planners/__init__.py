@@ -1,0 +1,1 @@
+"""Planners: what goes, from scores, from a judge, or from nothing."""
