@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from hf_prune import serial
 from hf_prune.errors import ConfigError
-from hf_prune.methods import Method, get_method
+from hf_prune.method import Effort, Method
+from hf_prune.methods import get_method
 from hf_prune.registry import WITHOUT_TEXT, measure, planner, surgery_named
 from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
 from hf_prune.sparsity.options import SparsityOptions
@@ -63,6 +64,7 @@ class PrunerConfig:
             method's.
         max_forwards: passes of the calibration text through the whole model that choosing may take; what would take
             more is refused with its number.
+        effort: how long method "auto" may take to choose; None decides by the machine. It means nothing to others.
         rounds: in how many rounds of pruning and healing `run` does it, each on what the round before has healed.
         calibration: what to measure on.
         healing: how to heal.
@@ -98,6 +100,7 @@ class PrunerConfig:
     unit: UnitKind | None = None
     max_forwards: int = MAX_FORWARDS
     rounds: int = 1
+    effort: Effort | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     healing: HealingConfig = field(default_factory=HealingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -115,6 +118,8 @@ class PrunerConfig:
         if self.protect:
             object.__setattr__(self, "protect", check_indices(self.protect))
         serial.settle(self)
+        if self.effort is not None and self.method != "auto":
+            raise ConfigError(f"effort={self.effort!r} is for method 'auto', which it decides; got '{self.method}'")
         recipe = self.recipe()
         if recipe.measure is None and self.measure_kwargs:
             raise ConfigError(f"measure_kwargs={self.measure_kwargs} but method '{self.method}' measures nothing")

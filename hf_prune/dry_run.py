@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_prune import calibration, healing, hub_pull
 from hf_prune.amounts import NOT_WEIGHED, check_amount, check_units
+from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import parameter_bytes
+from hf_prune.architecture.writes import can_rescale
+from hf_prune.auto import AUTO, resolved
 from hf_prune.comparing.estimate import estimated_forwards
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
@@ -72,6 +77,7 @@ def preview(
         weights=False,
     )
     check_verifiable(source, model_id, verify_hash)
+    config = _resolved(config, source, model_config, dtype, trust_remote_code)
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)
     check_output(output)
@@ -171,6 +177,19 @@ def _widths(config: PrunerConfig, ref: ModelRef, costs: Costs, scores: Scores | 
     if recipe.measure is not None and scores is None:
         return f"{recipe.planner}: {_amount(config)}, once layers are measured"
     return make_slicing_plan(config, ref, costs, scores).describe()
+
+
+def _resolved(
+    config: PrunerConfig, source: Source, model_config: Any, dtype: str, trust_remote_code: bool
+) -> PrunerConfig:
+    """The recipe without "auto" in it, by the config alone."""
+    if config.method != AUTO or source.folder is None:
+        return config
+    rescales = getattr(model_config, "quantization_config", None) is None
+    if rescales:
+        blank = blank_model(source.folder, source.ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
+        rescales = blank is not None and can_rescale(decoder_of(blank, source.ref.id))
+    return resolved(config, source.ref.num_layers, gpu=torch.cuda.is_available(), rescales=rescales)
 
 
 def _scores(run_folder: Path, ref: ModelRef) -> Scores | None:

@@ -1,9 +1,12 @@
 """What a named recipe is made of, and the datasets that papers name."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hf_prune.units import UnitKind
+
+Effort = Literal["instant", "minutes", "hours"]
+"""How long method "auto" may take to choose: without reading text, by single passes, by trying cuts."""
 
 
 @dataclass(frozen=True)

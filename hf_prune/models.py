@@ -16,6 +16,7 @@ from hf_prune.amounts import Sizes
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
 from hf_prune.architecture.sublayers import part_sizes, why_no_part
+from hf_prune.architecture.writes import can_rescale
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.evaluation.flops import module_flops
@@ -282,6 +283,10 @@ class Models:
             ArchitectureError: FLOPs cannot be counted without running the model.
         """
         return sizes_of(self._blank() or self.original(), self.source.ref.id, flops_at)
+
+    def can_rescale(self) -> bool:
+        """Whether surgery "compensate" is exact on the original, by its config alone where that says it all."""
+        return can_rescale(decoder_of(self._blank() or self.original(), self.source.ref.id))
 
     def _blank(self) -> PreTrainedModel | None:
         """The original without its weights; None where it is in memory, or was quantized: configs don't tell those."""

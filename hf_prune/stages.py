@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
+from hf_prune.auto import AUTO, resolved
 from hf_prune.choosing import Chooser
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.distributed import ALONE, Group
@@ -19,7 +21,7 @@ from hf_prune.models import LABELS, Label, Models
 from hf_prune.plan import carried_out_by, check_healable
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
-from hf_prune.streaming import check_room
+from hf_prune.streaming import check_room, must_stream
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
 
@@ -51,8 +53,9 @@ class Stages:
         progress: bool,
     ) -> None:
         self.source = models.source
+        self._quantized = getattr(model_config, "quantization_config", None) is not None
         self.config = dataclasses.replace(
-            config,
+            self._resolved(config, models),
             base_model=self.source.ref.id,
             base_revision=self.source.ref.revision,
             hf_prune_version=hf_prune.__version__,
@@ -61,13 +64,21 @@ class Stages:
         self._text_config = model_config.get_text_config(decoder=True)
         self._limit = calibration.model_limit(self._text_config)
         self._progress, self._token = progress, token
-        self._quantized = getattr(model_config, "quantization_config", None) is not None
         self._scores: Scores | None = None
         self._plan: Plan | None = None
         self._healing: Healing | None = None
         self._adapter: Path | None = None
         self._saved: Path | None = None
         self._read()
+
+    def _resolved(self, config: PrunerConfig, models: Models) -> PrunerConfig:
+        """The recipe without "auto" in it."""
+        if config.method != AUTO:
+            return config
+        streams = must_stream(models)
+        rescales = not streams and not self._quantized and models.can_rescale()
+        gpu = torch.cuda.is_available() and not streams
+        return resolved(config, self.source.ref.num_layers, gpu=gpu, rescales=rescales)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -1,13 +1,16 @@
 """What of a block writes into the residual stream: the one table that names these weights, family by family."""
 
+import logging
 from dataclasses import dataclass
 
 from torch import nn
 
 from hf_prune.architecture.decoder import Decoder
 from hf_prune.architecture.families import base_type
-from hf_prune.errors import ArchitectureError, CheckpointError
+from hf_prune.errors import ArchitectureError, CheckpointError, PruneError
 from hf_prune.units import Part
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,24 @@ def check_floating(decoder: Decoder, layer: int) -> None:
                 f"weight '{name}' of block {layer} of '{decoder.name}' is not in memory: the model is spread to where "
                 "it cannot be changed. Load it whole (--device cpu, or a GPU with more memory)"
             )
+
+
+def can_rescale(decoder: Decoder) -> bool:
+    """Whether surgery "compensate" is exact on a model.
+
+    Args:
+        decoder: the model, with weights or without.
+    """
+    try:
+        check_scale_free(decoder)
+        for layer in range(decoder.num_layers):
+            writes_of(decoder, layer)
+            if not next(decoder.blocks[layer].parameters()).is_meta:
+                check_floating(decoder, layer)
+    except PruneError as error:
+        logger.info("later blocks are not rescaled: %s", error)
+        return False
+    return True
 
 
 def _present(block: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:

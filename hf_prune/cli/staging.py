@@ -64,7 +64,7 @@ def measure_command(
             scores = pruner.measure(group)
     if not group.leads:
         return
-    console.show(_best_windows(scores) if scores.distances else _layers(scores))
+    console.show(_found(scores))
     console.done(
         f"Measured {scores.model.id}",
         {
@@ -73,6 +73,24 @@ def measure_command(
             "seconds": round(scores.seconds, 2),
         },
     )
+
+
+def _found(scores: Scores) -> str:
+    """What was measured, in the form that the measure gives it."""
+    if scores.distances:
+        return _best_windows(scores)
+    return _importances(scores) if scores.importances else _layers(scores)
+
+
+def _importances(scores: Scores) -> str:
+    """How much each part of each layer matters."""
+    parts = list(scores.importances)
+    lines = []
+    for layer in range(scores.model.num_layers):
+        values = [scores.importances[part][layer] for part in parts]
+        lines.append((str(layer), *("–" if value is None else f"{value:.4g}" for value in values)))
+    names = [scores.measure if part == "block" else f"{scores.measure}, {part}" for part in parts]
+    return rows(lines, ("layer", *names))
 
 
 def _layers(scores: Scores) -> str:
