@@ -14,10 +14,12 @@ from hf_prune.architecture import decoder_of, rewrite_config
 from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
+from hf_prune.healing.targets import quiet_modules
 from hf_prune.names import home, original_name
 from hf_prune.output import Finished
 from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
+from hf_prune.sparsity.maps import linear_maps
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_edits import edited
 from hf_prune.verify_healing import check_healing
@@ -50,7 +52,7 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
     checks.append(outcome("weights fit the config", _check_index(folder), f"{len(tensors)} tensors"))
     checks.append(_check_dtype(folder, tensors))
     if finished.healing is not None:
-        checks.append(check_healing(folder, meta, finished.healing))
+        checks.append(check_healing(folder, meta, finished.healing, plan.silenced))
     if plan.slicing is not None:
         return [*checks, *_check_sliced(plan, meta, tensors)]
     return [*checks, *_check_kept(tensors, stored_tensors(base), meta, finished)]
@@ -116,6 +118,7 @@ def _check_kept(
     merged = healing is not None and healing.output == "merged"
     healed = _healed(healing.target_modules, leaf) if merged and healing else None
     done = edited(plan, meta, list(tensors))
+    silent = [name[name.index(f"{leaf}.") :] for name in quiet_modules(decoder_of(meta), plan.silenced)]
     problems, redone, trained, fitted = [], list(done.problems), _Free(), _Free()
     equal = size = changed = zeroed = 0
     loose: set[int | None] = set(done.blocks)
@@ -129,7 +132,7 @@ def _check_kept(
             continue
         ways = done.of(name, block)
         way = next((edits for edits in ways if same(tensor, base[original], edits)), None)
-        if healed is not None and healed.search(name):
+        if healed is not None and healed.search(name) and not any(f".{quiet}." in f".{name}" for quiet in silent):
             trained.add(tensor, base[original], way is not None)
         elif way:
             changed += 1
@@ -158,6 +161,7 @@ def _check_kept(
     if done.masked:
         claimed = f"{zeroed} as in the base, but for zeros"
         checks.append(Check("masked tensors", "pass" if zeroed else "fail", claimed, f"{zeroed} hold zeros"))
+        checks.append(_check_share(tensors, meta, plan))
     if done.fitted:
         checks.append(_check_fitted(fitted, plan))
     if healed is not None:
@@ -166,6 +170,26 @@ def _check_kept(
         claimed = f"{trained.count} trained, shapes of the base"
         checks.append(outcome("healed tensors", trained.problems, f"{trained.changed} changed", claimed))
     return checks
+
+
+def _check_share(tensors: dict[str, StoredTensor], meta: PreTrainedModel, plan: Plan) -> Check:
+    """As many weights of the blocks' linear maps are zero as the plan says, or more, where some were zero before."""
+    decoder, name, claimed = decoder_of(meta), "share of zeros", f"at least {plan.sparsity or 0.0:.2%}"
+    try:
+        maps = linear_maps(decoder)
+    except PruneError as error:
+        return Check(name, "fail", claimed, reason=str(error))
+    zeros = total = 0
+    for each in maps:
+        full = f"{decoder.blocks_path}.{each.layer}.{each.name}"
+        tensor = tensors.get(full) or tensors.get(full.removeprefix(f"{meta.base_model_prefix}."))
+        if tensor is None:
+            return Check(name, "fail", claimed, reason=f"there is no '{full}'")
+        values = load(tensor)
+        zeros, total = zeros + int((values == 0).sum()), total + values.numel()
+    # Of each map a share is rounded down to whole weights.
+    enough = zeros + len(maps) >= (plan.sparsity or 0.0) * total
+    return Check(name, "pass" if enough else "fail", claimed, f"{zeros / total:.2%} of {total:,} weights")
 
 
 @dataclass
