@@ -33,7 +33,13 @@ def auto(**fields: Any) -> PrunerConfig:
         (auto(effort="instant"), True, True, "simple", "drop"),
         (auto(surgery="drop"), True, True, "greedy-kl", "drop"),
         (auto(drop_layers=None, sparsity=0.25), True, True, "greedy-kl", "compensate"),
-        (auto(drop_layers=None, sparsity=0.5, sparsity_of="parameters"), True, True, "shortgpt-iterative", "compensate"),
+        (
+            auto(drop_layers=None, sparsity=0.5, sparsity_of="parameters"),
+            True,
+            True,
+            "shortgpt-iterative",
+            "compensate",
+        ),
         (auto(drop_layers=None, layers=[3, 4]), True, False, "greedy-kl", "drop"),
     ],
 )
