@@ -171,7 +171,7 @@ def _operations(config: PrunerConfig, recipe: Method, choice: Choice) -> tuple[O
         if (layers := layers_of(choice.units, part))  # type: ignore[arg-type]
     ]
     if choice.layers:
-        to_fit = recipe.surgery in fitted
+        to_fit = recipe.surgery != "drop" and recipe.surgery in fitted  # looking that up imports torch
         kind, options = ("drop", {}) if to_fit else (recipe.surgery, config.options("surgery"))
         found.append(Operation(kind, choice.layers, options))
     return tuple(found)

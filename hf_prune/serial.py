@@ -94,7 +94,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         options = [arg for arg in args if arg is not type(None)]
-        for option in options[:-1]:
+        # What is wrong with the one of its own type says most.
+        options.sort(key=lambda option: isinstance(option, type) and isinstance(value, option))
+        for option in options[:-1] if len(options) > 1 else ():
             try:
                 return _convert(option, value, where)
             except ConfigError:

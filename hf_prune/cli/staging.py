@@ -166,9 +166,10 @@ def _plan_from_scores(config: Any, scores: Scores) -> Plan:
             f"unit='{unit}': these scores of measure '{scores.measure}' tell of whole blocks; measure again with "
             f"--unit {unit}, or plan from the model: hf-prune plan {scores.model.id} ..."
         )
-    if config.recipe().surgery in fitted:
+    surgery = config.recipe().surgery
+    if surgery != "drop" and surgery in fitted:  # looking that up imports torch
         raise ConfigError(
-            f"surgery '{config.recipe().surgery}' is fitted to the model, which scores do not hold; plan from the "
+            f"surgery '{surgery}' is fitted to the model, which scores do not hold; plan from the "
             f"model instead: hf-prune plan {scores.model.id} ..."
         )
     if config.sparsity is not None and config.amount_of != "layers":

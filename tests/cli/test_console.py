@@ -52,14 +52,14 @@ sys.stderr.write(str(time.perf_counter() - started))
     assert child.stdout.count("Usage: hf-prune") == len(COMMANDS) + 1
 
 
-def test_plans_and_methods_load_no_library(base: Path) -> None:
+def test_plans_load_no_library(base: Path) -> None:
     """They answer at once."""
     recipe = recipe_file(Path("recipe"))
     done("measure", base, "--config", recipe, "--output", "scores")
     code = f"""
 import sys
 from hf_prune.cli import main
-for words in (["plan", "scores", "--drop-layers", "2"], ["methods"], ["plan", "scores", "--config", {recipe!r}]):
+for words in (["plan", "scores", "--drop-layers", "2"], ["plan", "scores", "--config", {recipe!r}]):
     sys.argv = ["hf-prune", *words]
     try:
         main()
