@@ -49,6 +49,7 @@ def facts(plan: Plan, config: PrunerConfig, scores: Scores | None, healed: bool)
         "no_gain": no_gain(plan),
         "only_drops": plan.only_drops,
         "drops": bool(plan.dropped),
+        "takes_parts_out": plan.hard,
     }
 
 
@@ -138,7 +139,7 @@ def lead(plan: Plan) -> str:
     ]
     if parts:
         of = "of them" if told else f"of its {depth} decoder layers"
-        told.append(f"with {' and '.join(parts)} {of} silenced")
+        told.append(f"with {' and '.join(parts)} {of} {'taken out' if plan.hard else 'silenced'}")
     return " and ".join(told)
 
 
@@ -169,6 +170,9 @@ def stayed(plan: Plan, healed: bool) -> Markdown:
             )
         elif op.kind == "mask":
             told.append(Markdown(f"Single weights of layers {ranges(op.layers)} were set to zero."))
+        elif op.kind == "remove":
+            name = dict(_PARTS)[op.options["part"]]
+            told.append(Markdown(f"The {name} of layers {ranges(op.layers)} was taken out, with the norm before it."))
         elif op.kind == "silence":
             name = dict(_PARTS)[op.options["part"]]
             told.append(Markdown(f"What the {name} of layers {ranges(op.layers)} writes was set to zero."))

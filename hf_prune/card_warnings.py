@@ -19,11 +19,7 @@ FEW_TOKENS = 20_000
 """Predicted tokens of an evaluation below which a card warns."""
 
 
-_REMOVED: tuple[tuple[Part, str, str], ...] = (
-    ("block", "layers", "gone"),
-    ("attention", "attentions", "silenced"),
-    ("mlp", "MLPs", "silenced"),
-)
+_REMOVED: tuple[tuple[Part, str], ...] = (("block", "layers"), ("attention", "attentions"), ("mlp", "MLPs"))
 
 
 def warnings(
@@ -85,7 +81,8 @@ def warnings(
 def too_many(plan: Plan) -> list[str]:
     """What to know where more layers go than published results bear."""
     depth, told = plan.model.num_layers, []
-    for part, noun, became in _REMOVED:
+    for part, noun in _REMOVED:
+        became = "gone" if part == "block" else "taken out" if plan.hard else "silenced"
         count = len(layers_of(plan.removed, part))
         if count / depth > MANY:
             told.append(f"{count} of {depth} {noun} ({count / depth:.0%}) are {became}")

@@ -149,6 +149,11 @@ class PrunerConfig:
         return recipe.cuts == "width" or fits or reads
 
     @property
+    def takes_parts_out(self) -> bool:
+        """Whether attentions and MLPs that go are taken out, so that the result needs modeling code of its own."""
+        return self.recipe().surgery == "drop" and self.options("surgery").get("export") == "hard"
+
+    @property
     def searches(self) -> bool:
         """Whether schedules of widths are tried on the model, on text held out from calibration."""
         return self.recipe().planner == "dynamic_width" and WidthOptions(**self.planner_kwargs).slice_base == SEARCH
@@ -191,6 +196,15 @@ class PrunerConfig:
                     f"{kind} '{name}' cuts {look_up(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
                     f"choose a {kind} of the same kind, or another method"
                 )
+        export = self.surgery_kwargs.get("export", "soft")
+        if recipe.surgery == "drop" and export not in ("soft", "hard"):
+            raise ConfigError(f"surgery_kwargs export={export!r}; expected 'soft' or 'hard'")
+        if self.takes_parts_out and recipe.unit == "block":
+            raise ConfigError(
+                "export='hard' is for attentions and MLPs; method "
+                f"'{self.method}' drops whole blocks, which are always taken out. Take unit 'attention', 'mlp' or "
+                "'joint', or leave it out"
+            )
         if recipe.unit != "block" and recipe.surgery != "drop":
             raise ConfigError(
                 f"surgery '{recipe.surgery}' stands in for whole blocks; unit='{recipe.unit}' removes parts of them. "

@@ -148,12 +148,13 @@ def _made(plan: Plan, healing: Healing | None) -> str:
     if plan.slicing is not None:
         cut = "sliced"
     else:
+        became = "taken out" if plan.hard else "silenced"
         cut = ", ".join(
             f"{words} {len(layers)}/{plan.model.num_layers}"
             for part, words in (
                 ("block", "layer-pruned"),
-                ("attention", "attention silenced"),
-                ("mlp", "MLP silenced"),
+                ("attention", f"attention {became}"),
+                ("mlp", f"MLP {became}"),
             )
             if (layers := layers_of(plan.removed, part))  # type: ignore[arg-type]
         )

@@ -262,7 +262,7 @@ class Models:
             model = self.current()
             with staged(source.folder) as stage:
                 save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
-                kept_bytes = self.source.folder if plan.only_drops else None
+                kept_bytes = self.source.folder if plan.unchanged else None
                 check_reload(model, stage, source=kept_bytes, keep=plan.kept)
             self._run.finish("pruned", self._inputs(plan))
         self._checkpoint = source
@@ -303,7 +303,10 @@ class Models:
         if plan.slicing is not None:
             return plan.slicing.parameters
         sizes = self.sizes()
-        return sizes.total_parameters - sum(sizes.parameters[i] for i in plan.dropped)
+        gone = sum(sizes.parameters[i] for i in plan.dropped)
+        if plan.hard:  # but for their norms
+            gone += sum(sizes.weight(unit, "parameters") for unit in plan.removed if unit.part != "block")
+        return sizes.total_parameters - gone
 
     def pruned_source(self, plan: Plan) -> Source:
         """What the pruned checkpoint is called, and where it lies in the run folder."""

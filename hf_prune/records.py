@@ -268,15 +268,30 @@ class Plan(Record):
 
     @property
     def only_drops(self) -> bool:
-        """Whether what is kept stays as it was, to the bit."""
+        """Whether whole blocks go, and nothing else is done."""
         return all(op.kind == "drop" for op in self.operations)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what is kept stays as it was, to the bit."""
+        return all(op.kind in ("drop", "remove") for op in self.operations)
+
+    @property
+    def hard(self) -> bool:
+        """Whether parts of blocks are taken out, so that what is left needs modeling code of its own."""
+        return any(op.kind == "remove" for op in self.operations)
+
+    @property
+    def ships_code(self) -> bool:
+        """Whether the result is no stock model, and travels with its modeling code."""
+        return self.hard or (self.slicing is not None and not self.slicing.plain)
 
     @property
     def removed(self) -> tuple[Unit, ...]:
         """All that goes or is silenced, ascending."""
         units = [Unit(i) for i in self.dropped]
         for op in self.operations:
-            if op.kind == "silence":
+            if op.kind in ("silence", "remove"):
                 part: Part = op.options["part"]
                 units += [Unit(i, part) for i in op.layers]
         return tuple(sorted(units))
@@ -314,10 +329,11 @@ class Plan(Record):
         if not self.dropped:
             told = []
         for op in self.operations:
-            if op.kind == "silence":
+            if op.kind in ("silence", "remove"):
                 name = {"attention": "the attention", "mlp": "the MLP"}[op.options["part"]]
+                verb = "silence" if op.kind == "silence" else "take out"
                 told.append(
-                    f"silence {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
+                    f"{verb} {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
                     "counted from 0)"
                 )
         return "; ".join(told) or "drop nothing"

@@ -171,6 +171,8 @@ class Stages:
         """
         if self.config.recipe().cuts == "width":
             check_room(self.models, "slicing", "take a method that drops layers")
+        if self.config.takes_parts_out:
+            check_room(self.models, "taking parts out of blocks", "leave export='hard' out")
 
     def prune(self) -> PreTrainedModel:
         """Cut the model in memory, planning first where that was not done.

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_prune import serial
 from hf_prune.architecture import decoder_of, rewrite_config
+from hf_prune.architecture.families import PATCHED
 from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
@@ -18,6 +19,7 @@ from hf_prune.names import home, original_name
 from hf_prune.output import Finished
 from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
+from hf_prune.units import Part, layers_of
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_edits import edited
 from hf_prune.verify_healing import check_healing
@@ -30,6 +32,10 @@ _SLICING_CHANGES = {
     "architectures", "auto_map", "head_dim", "hidden_size", "model_type", "rms_norm_eps", "slice_dims",
     "slice_shortcuts", "tie_word_embeddings",
 }  # fmt: skip
+
+
+_CODE = {"architectures", "auto_map"}
+"""Keys that name modeling code; `load_meta` runs this package's, whatever they say."""
 
 
 def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
@@ -59,12 +65,15 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
 def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     raw = serial.read_json(folder / "config.json")
     wanted = rewrite_config(serial.read_json(base / "config.json"), plan.kept)
+    if plan.hard:
+        wanted |= _patched(plan)
     claimed = f"{len(plan.kept)} layers" if plan.slicing is None else f"width {plan.slicing.embed}"
     try:
         mine, theirs = config_of(raw).to_dict(), config_of(wanted).to_dict()
     except Exception as error:  # there is nothing that a stranger's config cannot make transformers raise
         return Check("config", "fail", claimed, reason=f"transformers refuses it: {str(error)[:200]}")
     passed_by = _NOT_COMPARED | (_SLICING_CHANGES if plan.slicing is not None else set())
+    passed_by |= _CODE if plan.hard else set()
     # Also the file's own keys: what this version of transformers passes by may be what another one reads.
     added = {key: value for key, value in raw.items() if key not in mine}
     expected = {key: value for key, value in {**compatible(theirs), **wanted}.items() if key not in mine}
@@ -79,6 +88,14 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     if raw.get("quantization_config") != wanted.get("quantization_config"):
         problems.append("'quantization_config' is not the base's")
     return outcome("config", problems, f"{len(mine)} settings", claimed)
+
+
+def _patched(plan: Plan) -> dict[str, Any]:
+    """What the config of a model says out of whose blocks parts were taken."""
+    place = {layer: position for position, layer in enumerate(plan.kept)}
+    parts: tuple[Part, ...] = ("attention", "mlp")
+    gone = {part: [place[i] for i in layers_of(plan.removed, part) if i in place] for part in parts}
+    return {"model_type": PATCHED + plan.model.model_type, "removed_parts": gone}
 
 
 def _check_index(folder: Path) -> list[str]:
