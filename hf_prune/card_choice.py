@@ -139,8 +139,15 @@ def lead(plan: Plan) -> str:
     ]
     if parts:
         of = "of them" if told else f"of its {depth} decoder layers"
-        told.append(f"with {' and '.join(parts)} {of} {'taken out' if plan.hard else 'silenced'}")
+        told.append(f"with {' and '.join(parts)} {of} {became(plan)}")
     return " and ".join(told)
+
+
+def became(plan: Plan) -> str:
+    """What was done to attentions and MLPs."""
+    if any(op.kind == "linearize" for op in plan.operations):
+        return "replaced by linear maps"
+    return "taken out" if plan.hard else "silenced"
 
 
 def stayed(plan: Plan, healed: bool) -> Markdown:
@@ -170,6 +177,10 @@ def stayed(plan: Plan, healed: bool) -> Markdown:
             )
         elif op.kind == "mask":
             told.append(Markdown(f"Single weights of layers {ranges(op.layers)} were set to zero."))
+        elif op.kind == "linearize":
+            told.append(
+                Markdown(f"Linear maps that were fitted stand in for attention in layers {ranges(op.layers)}.")
+            )
         elif op.kind == "remove":
             name = dict(_PARTS)[op.options["part"]]
             told.append(Markdown(f"The {name} of layers {ranges(op.layers)} was taken out, with the norm before it."))

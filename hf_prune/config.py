@@ -154,6 +154,12 @@ class PrunerConfig:
         return self.recipe().surgery == "drop" and self.options("surgery").get("export") == "hard"
 
     @property
+    def ships_code(self) -> bool:
+        """Whether blocks lose parts in such a way that the result needs modeling code of its own."""
+        recipe = self.recipe()
+        return self.takes_parts_out or (recipe.unit != "block" and recipe.surgery != "drop")
+
+    @property
     def searches(self) -> bool:
         """Whether schedules of widths are tried on the model, on text held out from calibration."""
         return self.recipe().planner == "dynamic_width" and WidthOptions(**self.planner_kwargs).slice_base == SEARCH
@@ -205,11 +211,16 @@ class PrunerConfig:
                 f"'{self.method}' drops whole blocks, which are always taken out. Take unit 'attention', 'mlp' or "
                 "'joint', or leave it out"
             )
-        if recipe.unit != "block" and recipe.surgery != "drop":
-            raise ConfigError(
-                f"surgery '{recipe.surgery}' stands in for whole blocks; unit='{recipe.unit}' removes parts of them. "
-                "Take surgery 'drop', or unit 'block'"
-            )
+        overridden = self.surgery is not None or self.unit is not None  # what a method names fits together
+        if overridden and recipe.cuts == "layers" and recipe.surgery != "drop":
+            stands = surgery_named(recipe.surgery).unit
+            if stands != recipe.unit:
+                removes = "whole ones" if recipe.unit == "block" else "parts of them"
+                raise ConfigError(
+                    f"surgery '{recipe.surgery}' stands in for "
+                    f"{'whole blocks' if stands == 'block' else 'the ' + stands + ' of blocks'}; unit='{recipe.unit}' "
+                    f"removes {removes}. Take surgery 'drop', or unit '{stands}'"
+                )
 
     def _check_amount(self) -> None:
         given = {

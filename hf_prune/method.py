@@ -53,8 +53,8 @@ class Method:
 
     @property
     def plain(self) -> bool:
-        """Whether the result loads with stock transformers whatever the options."""
-        return self.cuts != "width"
+        """Whether the result loads with stock transformers, if its options do not ask for something else."""
+        return self.cuts != "width" and (self.unit == "block" or self.surgery == "drop")
 
 
 # Both slicing papers calibrate on it and on WikiText-2, and find it the better one by far for tasks.

@@ -29,7 +29,7 @@ from hf_prune.saving import save_model, staged
 from hf_prune.stored import Stored
 from hf_prune.surgery import apply_plan
 from hf_prune.surgery.slice import Text, apply_slicing
-from hf_prune.units import Part
+from hf_prune.units import Part, Unit
 
 Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
@@ -304,8 +304,9 @@ class Models:
             return plan.slicing.parameters
         sizes = self.sizes()
         gone = sum(sizes.parameters[i] for i in plan.dropped)
-        if plan.hard:  # but for their norms
-            gone += sum(sizes.weight(unit, "parameters") for unit in plan.removed if unit.part != "block")
+        for op in plan.operations:
+            if op.kind == "remove":  # but for their norms
+                gone += sum(sizes.weight(Unit(i, op.options["part"]), "parameters") for i in op.layers)
         return sizes.total_parameters - gone
 
     def pruned_source(self, plan: Plan) -> Source:

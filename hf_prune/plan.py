@@ -60,7 +60,8 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
     if plan.hard:
         parts = {unit.part for unit in plan.removed}
         changes["unit"] = next(kind for kind in WORDS if parts == set(parts_of(kind)))
-        changes["surgery_kwargs"] = {"export": "hard"}
+        if plan.surgery is None:
+            changes["surgery_kwargs"] = {"export": "hard"}
     elif config.takes_parts_out:
         changes["surgery_kwargs"] = {}
     cut = plan.slicing
@@ -152,7 +153,7 @@ def choose_plan(
 def _operations(config: PrunerConfig, recipe: Method, choice: Choice) -> tuple[Operation, ...]:
     own = config.options("surgery")
     found = [
-        Operation("remove" if config.takes_parts_out else "silence", layers, {"part": part})
+        Operation("remove" if config.ships_code else "silence", layers, {"part": part})
         for part in ("attention", "mlp")
         if (layers := layers_of(choice.units, part))  # type: ignore[arg-type]
     ]

@@ -373,6 +373,6 @@ def check_recipe(config: PrunerConfig, model_config: Any, depth: int, name: str)
     """
     if config.recipe().cuts == "width":
         check_sliceable(model_config, name)
-    if config.takes_parts_out:
+    if config.ships_code:
         check_patchable(model_config, name)
     check_amount(config, depth, name, needed=False)

@@ -99,7 +99,7 @@ class Operation:
     @property
     def reads_fitted(self) -> bool:
         """Whether it reads the plan's file of fitted tensors, as its option `file`."""
-        return self.kind in ("replace", "mask")
+        return self.kind in ("replace", "mask", "linearize")
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ class Plan(Record):
     @property
     def hard(self) -> bool:
         """Whether parts of blocks are taken out, so that what is left needs modeling code of its own."""
-        return any(op.kind == "remove" for op in self.operations)
+        return any(op.kind in ("remove", "linearize") for op in self.operations)
 
     @property
     def ships_code(self) -> bool:
@@ -294,6 +294,8 @@ class Plan(Record):
             if op.kind in ("silence", "remove"):
                 part: Part = op.options["part"]
                 units += [Unit(i, part) for i in op.layers]
+            elif op.kind == "linearize":
+                units += [Unit(i, "attention") for i in op.layers]
         return tuple(sorted(units))
 
     @property
@@ -335,6 +337,11 @@ class Plan(Record):
                 told.append(
                     f"{verb} {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
                     "counted from 0)"
+                )
+            elif op.kind == "linearize":
+                told.append(
+                    f"replace the attention of layers {ranges(op.layers)} by linear maps ({len(op.layers)} of "
+                    f"{self.model.num_layers}, counted from 0)"
                 )
         return "; ".join(told) or "drop nothing"
 

@@ -37,6 +37,7 @@ class Entry:
             alone, or cut models that answer "tasks". Of a planner: "judge" where it asks for the damage of cuts while
             it chooses, else "scores" or "nothing". Of a fitted surgery: "text" where it looks at hidden states, else
             "weights".
+        unit: of a fitted surgery: what it stands in for, a "block" or the "attention" of one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     cuts: str = "layers"
     streamed: Callable[..., Any] | None = None
     needs: str = ""
+    unit: str = "block"
 
     def options(self) -> dict[str, Any]:
         """The keyword-only parameters of the function, which users may set, with their defaults."""
@@ -97,13 +99,14 @@ class Registry:
         cuts: str = "layers",
         streamed: Callable[..., Any] | None = None,
         needs: str = "",
+        unit: str = "block",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs)
+            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs, unit)
             return function
 
         return register

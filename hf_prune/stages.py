@@ -171,8 +171,10 @@ class Stages:
         """
         if self.config.recipe().cuts == "width":
             check_room(self.models, "slicing", "take a method that drops layers")
-        if self.config.takes_parts_out:
-            check_room(self.models, "taking parts out of blocks", "leave export='hard' out")
+        if self.config.ships_code:
+            check_room(
+                self.models, "taking parts out of blocks", "let them fall silent (surgery 'drop', export='soft')"
+            )
 
     def prune(self) -> PreTrainedModel:
         """Cut the model in memory, planning first where that was not done.

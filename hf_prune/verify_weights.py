@@ -19,7 +19,6 @@ from hf_prune.names import home, original_name
 from hf_prune.output import Finished
 from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
-from hf_prune.units import Part, layers_of
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_edits import edited
 from hf_prune.verify_healing import check_healing
@@ -36,6 +35,8 @@ _SLICING_CHANGES = {
 
 _CODE = {"architectures", "auto_map"}
 """Keys that name modeling code; `load_meta` runs this package's, whatever they say."""
+_STAND_INS = (".self_attn.map.weight", ".self_attn.map.bias")
+"""Tensors of linear maps that stand in for attention: the base has none like them."""
 
 
 def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
@@ -93,9 +94,17 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
 def _patched(plan: Plan) -> dict[str, Any]:
     """What the config of a model says out of whose blocks parts were taken."""
     place = {layer: position for position, layer in enumerate(plan.kept)}
-    parts: tuple[Part, ...] = ("attention", "mlp")
-    gone = {part: [place[i] for i in layers_of(plan.removed, part) if i in place] for part in parts}
-    return {"model_type": PATCHED + plan.model.model_type, "removed_parts": gone}
+
+    def positions(kind: str, **options: str) -> list[int]:
+        operations = [op for op in plan.operations if op.kind == kind and options.items() <= op.options.items()]
+        return sorted(place[i] for op in operations for i in op.layers if i in place)
+
+    found: dict[str, Any] = {
+        "model_type": PATCHED + plan.model.model_type,
+        "removed_parts": {part: positions("remove", part=part) for part in ("attention", "mlp")},
+    }
+    linear = positions("linearize")
+    return {**found, "linear_attention": linear} if linear else found
 
 
 def _check_index(folder: Path) -> list[str]:
@@ -139,6 +148,10 @@ def _check_kept(
     for name, tensor in tensors.items():
         found = re.search(rf"(?:^|\.){re.escape(leaf)}\.(\d+)\.", name)
         block = None if found is None else int(found[1])
+        if block in done.linear and name.endswith(_STAND_INS):
+            fitted.count, fitted.changed = fitted.count + 1, fitted.changed + 1
+            fitted.problems += _impossible(tensor, str(meta.dtype).removeprefix("torch."))
+            continue
         outside = block is not None and block >= len(keep)
         original = None if outside else home(original_name(name, leaf, keep), homes, meta.base_model_prefix)
         if original is None:
@@ -175,7 +188,7 @@ def _check_kept(
     if done.masked:
         claimed = f"{zeroed} as in the base, but for zeros"
         checks.append(Check("masked tensors", "pass" if zeroed else "fail", claimed, f"{zeroed} hold zeros"))
-    if done.fitted:
+    if done.fitted or done.linear:
         checks.append(_check_fitted(fitted, plan))
     if healed is not None:
         if not trained.changed:
@@ -212,7 +225,7 @@ def _kinds(plan: Plan) -> set[str]:
 
 def _check_fitted(fitted: _Free, plan: Plan) -> Check:
     """Nothing of the base says what was fitted; that it is numbers in the base's shapes is all that can be seen."""
-    layers = ranges(tuple(i for op in plan.operations if op.kind == "replace" for i in op.layers))
+    layers = ranges(tuple(i for op in plan.operations if op.kind in ("replace", "linearize") for i in op.layers))
     measured, name = f"{fitted.count} differ from the base's", "fitted tensors"
     if fitted.problems:
         return outcome(name, fitted.problems, measured, f"in layers {layers}")

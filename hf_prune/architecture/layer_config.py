@@ -24,7 +24,15 @@ _NOT_PER_LAYER = frozenset(
 
 # Lists whose values are layer indices.
 _INDEX_LISTS = frozenset(
-    {"mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "ple_layer_ids", "global_attn_layers"}
+    {
+        "mlp_only_layers",
+        "moe_layers",
+        "full_attn_idxs",
+        "attn_layer_indices",
+        "ple_layer_ids",
+        "global_attn_layers",
+        "linear_attention",
+    }
 )
 
 # Lists of layer indices, by name of what these layers have in common.

@@ -26,8 +26,8 @@ def check_patchable(config: Any, name: str) -> None:
     if base_type(config.model_type) not in PATCHABLE:
         raise ArchitectureError(
             f"parts cannot be taken out of '{name}' (model_type '{config.model_type}'): its configuration has no word "
-            f"for a block without them, and modeling code that has is there for {', '.join(PATCHABLE)}. Leave "
-            "export='hard' out (silenced parts compute the same)"
+            f"for a block without them, and modeling code that has is there for {', '.join(PATCHABLE)}. Take "
+            "surgery 'drop' with export='soft' (silenced parts)"
         )
 
 

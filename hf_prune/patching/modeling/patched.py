@@ -2,7 +2,8 @@
 
 A patched model is one of its family whose blocks lack their attention, their MLP or both: `config.removed_parts` says
 which, by part and number of the block. What is gone has no weights, nor has the norm in front of it, and is not
-computed. Everything else is the family's own.
+computed. In the blocks of `config.linear_attention`, attention and its norm are one linear map of the stream.
+Everything else is the family's own.
 
 Part of hf_prune; needs torch and transformers only.
 """
@@ -39,6 +40,11 @@ class PatchedBlock(nn.Module):
             layer_idx: 0-based number of the block.
         """
         self.layer_idx = layer_idx
+        linear = layer_idx in (getattr(config, "linear_attention", None) or ())
+        if linear and not isinstance(self.self_attn, LinearAttention):
+            like = self.input_layernorm.weight
+            self.self_attn = LinearAttention(config.hidden_size, layer_idx).to(like.device, like.dtype)
+            self.input_layernorm = None
         for part, names in PARTS.items():
             if layer_idx in config.removed_parts.get(part, ()):
                 for name in names:
@@ -49,11 +55,31 @@ class PatchedBlock(nn.Module):
         if self.self_attn is None:
             count_tokens(kwargs.get("past_key_values"), hidden_states, self.layer_idx)
         else:
-            answer, _ = self.self_attn(self.input_layernorm(hidden_states), *args, **kwargs)
+            read = hidden_states if self.input_layernorm is None else self.input_layernorm(hidden_states)
+            answer, _ = self.self_attn(read, *args, **kwargs)
             hidden_states = hidden_states + answer
         if self.mlp is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
+
+
+class LinearAttention(nn.Module):
+    """W x + b in the place of attention; called as that is.
+
+    Args:
+        width: of the stream.
+        layer_idx: 0-based number of the block.
+    """
+
+    def __init__(self, width: int, layer_idx: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """(batch, length, width) to the same, and no attention weights."""
+        count_tokens(kwargs.get("past_key_values"), hidden_states, self.layer_idx)
+        return self.map(hidden_states), None
 
 
 def count_tokens(cache: Any, hidden_states: torch.Tensor, layer: int) -> None:
