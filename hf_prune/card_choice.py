@@ -49,7 +49,7 @@ def facts(plan: Plan, config: PrunerConfig, scores: Scores | None, healed: bool)
         "no_gain": no_gain(plan),
         "only_drops": plan.only_drops,
         "drops": bool(plan.dropped),
-        "takes_parts_out": plan.hard,
+        "takes_parts_out": plan.hard and not plan.dropped,
     }
 
 
@@ -177,6 +177,8 @@ def stayed(plan: Plan, healed: bool) -> Markdown:
             )
         elif op.kind == "mask":
             told.append(Markdown(f"Single weights of layers {ranges(op.layers)} were set to zero."))
+        elif op.kind == "patch":
+            told.append(Markdown(f"Maps of the stream that were fitted were put behind layers {ranges(op.layers)}."))
         elif op.kind == "linearize":
             told.append(
                 Markdown(f"Linear maps that were fitted stand in for attention in layers {ranges(op.layers)}.")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from hf_prune import serial
 from hf_prune.errors import ConfigError
-from hf_prune.method import Effort, Method
+from hf_prune.method import SHIPPED, Effort, Method
 from hf_prune.methods import get_method
 from hf_prune.registry import WITHOUT_TEXT, measure, planner, surgery_named
 from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
@@ -155,9 +155,8 @@ class PrunerConfig:
 
     @property
     def ships_code(self) -> bool:
-        """Whether blocks lose parts in such a way that the result needs modeling code of its own."""
-        recipe = self.recipe()
-        return self.takes_parts_out or (recipe.unit != "block" and recipe.surgery != "drop")
+        """Whether blocks become such as no stock model has, so that the result needs modeling code of its own."""
+        return self.takes_parts_out or self.recipe().surgery in SHIPPED
 
     @property
     def searches(self) -> bool:

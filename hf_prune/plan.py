@@ -57,7 +57,7 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
         changes |= {"surgery": plan.surgery, "surgery_kwargs": plan.surgery_options}
     if plan.sparsity is not None:
         changes["sparsity"] = plan.sparsity
-    if plan.hard:
+    if plan.hard and not plan.dropped:
         parts = {unit.part for unit in plan.removed}
         changes["unit"] = next(kind for kind in WORDS if parts == set(parts_of(kind)))
         if plan.surgery is None:

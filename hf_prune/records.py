@@ -99,7 +99,7 @@ class Operation:
     @property
     def reads_fitted(self) -> bool:
         """Whether it reads the plan's file of fitted tensors, as its option `file`."""
-        return self.kind in ("replace", "mask", "linearize")
+        return self.kind in ("replace", "mask", "linearize", "patch")
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,8 @@ class Plan(Record):
 
     @property
     def hard(self) -> bool:
-        """Whether parts of blocks are taken out, so that what is left needs modeling code of its own."""
-        return any(op.kind in ("remove", "linearize") for op in self.operations)
+        """Whether blocks become such as no stock model has: parts are taken out, or maps of the stream put in."""
+        return any(op.kind in ("remove", "linearize", "patch") for op in self.operations)
 
     @property
     def ships_code(self) -> bool:
@@ -343,6 +343,8 @@ class Plan(Record):
                     f"replace the attention of layers {ranges(op.layers)} by linear maps ({len(op.layers)} of "
                     f"{self.model.num_layers}, counted from 0)"
                 )
+            elif op.kind == "patch":
+                told.append(f"put a map of the stream behind layers {ranges(op.layers)}")
         return "; ".join(told) or "drop nothing"
 
 

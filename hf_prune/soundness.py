@@ -10,7 +10,7 @@ from hf_prune.markdown import one_line
 from hf_prune.records import Operation, Plan, Scores
 from hf_prune.units import PARTS
 
-KINDS = ("drop", "slice", "silence", "remove", "linearize", "scale", "replace", "mask")
+KINDS = ("drop", "slice", "silence", "remove", "linearize", "patch", "scale", "replace", "mask")
 """What a plan can do: the surgeries that need no fitting any more."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")

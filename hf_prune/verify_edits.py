@@ -25,7 +25,7 @@ class Edited:
         blocks: by position of a block, what was done to tensors of it that are stored under other names than the model
             holds them by: each of the block's may have gone through it, or not.
         fitted: positions of the blocks in which tensors may be new altogether.
-        linear: positions of the blocks in which a linear map stands in for attention.
+        linear: positions of the blocks in which a linear map stands in for attention, or for blocks behind them.
         masked: positions of the blocks in which single numbers may have become zero.
         problems: operations that cannot be done on this model.
     """
@@ -73,7 +73,7 @@ def edited(plan: Plan, meta: PreTrainedModel, names: Sequence[str]) -> Edited:
             fitted |= set(positions)
         elif operation.kind == "mask":
             masked |= set(positions)
-        elif operation.kind == "linearize":
+        elif operation.kind in ("linearize", "patch"):
             linear |= set(positions)
         elif operation.kind in EXACT:
             problems += _enter(operation, decoder, positions, edits)

@@ -35,8 +35,8 @@ _SLICING_CHANGES = {
 
 _CODE = {"architectures", "auto_map"}
 """Keys that name modeling code; `load_meta` runs this package's, whatever they say."""
-_STAND_INS = (".self_attn.map.weight", ".self_attn.map.bias")
-"""Tensors of linear maps that stand in for attention: the base has none like them."""
+_STAND_IN = re.compile(r"\.(self_attn\.map|stream_patch(\.down|\.up)?)\.(weight|bias)$")
+"""Tensors of maps that stand in for attention or for blocks: the base has none like them."""
 
 
 def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
@@ -103,8 +103,12 @@ def _patched(plan: Plan) -> dict[str, Any]:
         "model_type": PATCHED + plan.model.model_type,
         "removed_parts": {part: positions("remove", part=part) for part in ("attention", "mlp")},
     }
-    linear = positions("linearize")
-    return {**found, "linear_attention": linear} if linear else found
+    if linear := positions("linearize"):
+        found["linear_attention"] = linear
+    if patched := positions("patch"):
+        (rank,) = {op.options.get("rank") for op in plan.operations if op.kind == "patch"}
+        found |= {"stream_patches": patched, "stream_rank": rank}
+    return found
 
 
 def _check_index(folder: Path) -> list[str]:
@@ -148,7 +152,7 @@ def _check_kept(
     for name, tensor in tensors.items():
         found = re.search(rf"(?:^|\.){re.escape(leaf)}\.(\d+)\.", name)
         block = None if found is None else int(found[1])
-        if block in done.linear and name.endswith(_STAND_INS):
+        if block in done.linear and _STAND_IN.search(name):
             fitted.count, fitted.changed = fitted.count + 1, fitted.changed + 1
             fitted.problems += _impossible(tensor, str(meta.dtype).removeprefix("torch."))
             continue
@@ -225,7 +229,9 @@ def _kinds(plan: Plan) -> set[str]:
 
 def _check_fitted(fitted: _Free, plan: Plan) -> Check:
     """Nothing of the base says what was fitted; that it is numbers in the base's shapes is all that can be seen."""
-    layers = ranges(tuple(i for op in plan.operations if op.kind in ("replace", "linearize") for i in op.layers))
+    layers = ranges(
+        tuple(i for op in plan.operations if op.kind in ("replace", "linearize", "patch") for i in op.layers)
+    )
     measured, name = f"{fitted.count} differ from the base's", "fitted tensors"
     if fitted.problems:
         return outcome(name, fitted.problems, measured, f"in layers {layers}")

@@ -32,6 +32,7 @@ _INDEX_LISTS = frozenset(
         "ple_layer_ids",
         "global_attn_layers",
         "linear_attention",
+        "stream_patches",
     }
 )
 

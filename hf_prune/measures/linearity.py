@@ -98,7 +98,7 @@ def _distance(moments: JointMoments) -> float:
     if moments.tokens <= moments.width:
         raise MeasureError(
             f"measure 'linearity' correlates {moments.width} channels over {moments.tokens} tokens, of which any "
-            "states are a linear map; expected more tokens than channels, ten times as many at best. Take more --samples, or "
-            "longer ones (--max-length)"
+            "states are a linear map; expected more tokens than channels, ten times as many at best. Take more "
+            "--samples, or longer ones (--max-length)"
         )
     return float((1 - correlations(moments).square()).sum())

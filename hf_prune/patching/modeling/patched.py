@@ -3,6 +3,7 @@
 A patched model is one of its family whose blocks lack their attention, their MLP or both: `config.removed_parts` says
 which, by part and number of the block. What is gone has no weights, nor has the norm in front of it, and is not
 computed. In the blocks of `config.linear_attention`, attention and its norm are one linear map of the stream.
+Behind the blocks of `config.stream_patches`, a map of the stream is added to it.
 Everything else is the family's own.
 
 Part of hf_prune; needs torch and transformers only.
@@ -27,6 +28,7 @@ class PatchedBlock(nn.Module):
     input_layernorm: Any
     mlp: Any
     post_attention_layernorm: Any
+    stream_patch: Any
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -45,6 +47,14 @@ class PatchedBlock(nn.Module):
             like = self.input_layernorm.weight
             self.self_attn = LinearAttention(config.hidden_size, layer_idx).to(like.device, like.dtype)
             self.input_layernorm = None
+        if not hasattr(self, "stream_patch"):
+            self.stream_patch = None
+        patched = layer_idx in (getattr(config, "stream_patches", None) or ())
+        if patched and self.stream_patch is None:
+            like = next(self.parameters())
+            self.stream_patch = StreamPatch(config.hidden_size, getattr(config, "stream_rank", None)).to(
+                like.device, like.dtype
+            )
         for part, names in PARTS.items():
             if layer_idx in config.removed_parts.get(part, ()):
                 for name in names:
@@ -60,7 +70,28 @@ class PatchedBlock(nn.Module):
             hidden_states = hidden_states + answer
         if self.mlp is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+        return hidden_states if self.stream_patch is None else self.stream_patch(hidden_states)
+
+
+class StreamPatch(nn.Module):
+    """h + B A h + b in the place of blocks that are gone.
+
+    Args:
+        width: of the stream.
+        rank: of B A; None for one map in their place, 0 for b alone.
+    """
+
+    def __init__(self, width: int, rank: int | None) -> None:
+        super().__init__()
+        self.down: Any = nn.Linear(width, rank, bias=False) if rank else None
+        self.up: Any = None if rank == 0 else nn.Linear(rank or width, width)
+        self.bias: Any = nn.Parameter(torch.zeros(width)) if rank == 0 else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, width) to the same."""
+        if self.up is None:
+            return hidden_states + self.bias
+        return hidden_states + self.up(hidden_states if self.down is None else self.down(hidden_states))
 
 
 class LinearAttention(nn.Module):
