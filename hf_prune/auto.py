@@ -36,9 +36,12 @@ def resolved(config: PrunerConfig, depth: int, *, gpu: bool, rescales: bool) -> 
     changes: dict[str, Any] = {"method": _METHODS[effort], "effort": None}
     if effort != "instant":
         changes |= {"protect_first": 2, "protect_last": 1}
-        if rescales and config.surgery is None:
+        # Parts of blocks fall silent, and rounds heal between cuts: nothing can stand in for what goes.
+        whole = config.rounds == 1 and config.unit in (None, "block")
+        if rescales and whole and config.surgery is None:
             changes["surgery"] = "compensate"
-        changes |= {name: value for name in ("protect_first", "protect_last") if (value := getattr(config, name))}
+        own = {name: getattr(config, name) for name in ("protect_first", "protect_last")}
+        changes |= {name: value for name, value in own.items() if value is not None}
     found = dataclasses.replace(config, **changes)
     logger.info("method 'auto' (%s) is '%s', surgery '%s'", effort, found.method, found.recipe().surgery)
     return found

@@ -85,7 +85,7 @@ def measured_by(plan: Plan, config: PrunerConfig, scores: Scores | None) -> str 
     """Registry name of the measure that decided; None where nothing was measured."""
     if scores is not None:
         return scores.measure
-    return _recipe(plan, config).measure if plan.trials or plan.forwards is not None else None
+    return _recipe(plan, config).measure if plan.trials or plan.forwards is not None or config.rounds > 1 else None
 
 
 def how(plan: Plan, config: PrunerConfig, scores: Scores | None) -> Markdown:

@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune.amounts import NOT_WEIGHED, check_amount, check_units
 from hf_prune.architecture import decoder_of
+from hf_prune.comparing.allowed import check_forwards
 from hf_prune.config import PrunerConfig
 from hf_prune.distributed import Group
 from hf_prune.errors import ConfigError
+from hf_prune.evaluation.task_loading import task_files
 from hf_prune.fit import fit, fitted_is_there
 from hf_prune.judging import CutJudge
-from hf_prune.measure import measure_model
+from hf_prune.measure import check_alone, measure_model
 from hf_prune.measures.magnitude import quantized_error
 from hf_prune.methods import Method
 from hf_prune.models import Models
@@ -24,6 +26,7 @@ from hf_prune.records import Plan, Scores
 from hf_prune.registry import WITHOUT_TEXT, fitted, measure, planner
 from hf_prune.run_folder import RunFolder
 from hf_prune.schedule_search import ScheduleJudge
+from hf_prune.scored import check_scored
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
@@ -73,9 +76,11 @@ class Chooser:
         recipe = self.config.recipe()
         if recipe.measure is None:
             raise ConfigError(f"method '{recipe.name}' measures nothing; give measure='angular' to measure anyway")
+        needs = measure.get(recipe.measure).needs
+        if needs != "pass":
+            check_alone(recipe.measure, group)
         # Local copies may differ in their files' times, and so in their digests.
         group.agree("model", dataclasses.replace(self.models.source.ref, digest=""))
-        needs = measure.get(recipe.measure).needs
         if self.quantized and needs in ("gradients", "weights"):
             raise quantized_error(recipe.measure, self.models.source.ref.id)
         samples = group.share(self.texts.calibration) if needs not in WITHOUT_TEXT else None
@@ -85,6 +90,7 @@ class Chooser:
             "options": self.config.options("measure"),
             "unit": recipe.unit,
             "text": None if samples is None else samples.use,
+            "task files": self._task_files(),
             "dtype": str(self.models.kwargs["dtype"]),
         }
         scores = group.share(lambda: Scores.load(self.run.path) if self.run.has("measure", inputs) else None)
@@ -122,9 +128,12 @@ class Chooser:
             measured: gives what the recipe's measure finds; asked where the planner needs it.
 
         Raises:
-            ConfigError: no amount, or one that the model cannot lose.
+            ConfigError: no amount, or one that the model cannot lose; or the planner cannot choose by the measure.
         """
         check_amount(self.config, self.models.source.ref.num_layers, self.models.source.ref.id)
+        if self.config.layers is None:
+            check_scored(self.config.recipe())
+            check_forwards(self.config, self.models.source.ref)
         if self.config.recipe().cuts == "width":
             return self._widths(measured)
         return self._units(measured)
@@ -156,6 +165,7 @@ class Chooser:
             "options": [self.config.options(kind) for kind in ("measure", "planner", "surgery")],
             "scores": None if scores is None else scores_digest(scores),
             "text": None if samples is None else samples.use,
+            "task files": self._task_files(),
             "seed": self.config.calibration.seed,
             "dtype": str(self.models.kwargs["dtype"]),
         }
@@ -183,6 +193,9 @@ class Chooser:
         plan.save(self.run.path)
         self.run.finish("plan", inputs)
         return plan
+
+    def _task_files(self) -> list[tuple[str, int, int]]:
+        return task_files(self.config.options("measure").get("task_path"))
 
     def _cut_judge(self, recipe: Method, sequences: Sequence[torch.Tensor]) -> CutJudge | TaskJudge:
         if recipe.measure is None:

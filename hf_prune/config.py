@@ -23,6 +23,7 @@ from hf_prune.stage_configs import (
     check_from_zero,
     check_indices,
     check_positive,
+    options_without_paths,
 )
 from hf_prune.units import UnitKind
 
@@ -125,7 +126,9 @@ class PrunerConfig:
             raise ConfigError(f"measure_kwargs={self.measure_kwargs} but method '{self.method}' measures nothing")
         # What a method names is registered; looking that up would import torch, which takes seconds.
         if recipe.measure is not None and (self.measure is not None or self.measure_kwargs):
-            measure.get(recipe.measure).check_options(self.measure_kwargs, "measure")
+            named = measure.get(recipe.measure)
+            named.check_options(self.measure_kwargs, "measure")
+            named.function(**self.options("measure"))  # says what is wrong with values
         if self.planner is not None or self.planner_kwargs:
             planner.get(recipe.planner).check_options(self.planner_kwargs, "planner")
         if self.surgery is not None or self.surgery_kwargs:
@@ -173,7 +176,8 @@ class PrunerConfig:
             )
         if recipe.cuts == "width":
             named = [name for name in ("drop_layers", "layers") if getattr(self, name) is not None]
-            named += [name for name in ("protect_first", "protect_last") if getattr(self, name)]
+            named += [name for name in ("protect_first", "protect_last", "protect") if getattr(self, name)]
+            named += ["unit"] if recipe.unit != "block" else []
             if named:
                 raise ConfigError(
                     f"{named[0]}={getattr(self, named[0])}: method '{self.method}' narrows all layers and drops none; "
@@ -188,6 +192,7 @@ class PrunerConfig:
         if recipe.cuts == "weights":
             named = [name for name in ("drop_layers", "layers") if getattr(self, name) is not None]
             named += [name for name in ("protect_first", "protect_last", "protect") if getattr(self, name)]
+            named += ["unit"] if recipe.unit != "block" else []
             if named:
                 raise ConfigError(
                     f"{named[0]}={getattr(self, named[0])}: method '{self.method}' zeroes weights in all layers and "
@@ -201,9 +206,6 @@ class PrunerConfig:
                     f"{kind} '{name}' cuts {look_up(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
                     f"choose a {kind} of the same kind, or another method"
                 )
-        export = self.surgery_kwargs.get("export", "soft")
-        if recipe.surgery == "drop" and export not in ("soft", "hard"):
-            raise ConfigError(f"surgery_kwargs export={export!r}; expected 'soft' or 'hard'")
         if self.takes_parts_out and recipe.unit == "block":
             raise ConfigError(
                 "export='hard' is for attentions and MLPs; method "
@@ -241,6 +243,8 @@ class PrunerConfig:
             for name in ("measure", "planner", "surgery", "protect_first", "protect_last", "unit")
             if getattr(self, name) is not None
         }
+        if self.planner is not None and self.measure is None and planner.get(self.planner).needs == "nothing":
+            overrides["measure"] = None  # the method's would be measured in vain
         return dataclasses.replace(base, **overrides)
 
     def options(self, kind: Literal["measure", "planner", "surgery"]) -> dict[str, Any]:
@@ -270,6 +274,7 @@ class PrunerConfig:
             calibration=shrunk(self.calibration),
             healing=shrunk(self.healing),
             evaluation=shrunk(evaluation),
+            measure_kwargs=options_without_paths(self.measure_kwargs),
         )
 
     @classmethod

@@ -83,6 +83,14 @@ class Source:
             )
         return None
 
+    def check_there(self) -> None:
+        """Refuse a file that is not there; nothing is asked of the Hub.
+
+        Raises:
+            DataError: it looks like a path, and nothing is there.
+        """
+        _ = self.path
+
     @property
     def read_split(self) -> str | None:
         """The split that is read."""

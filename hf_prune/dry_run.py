@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from hf_prune import calibration, healing, hub_pull
+from hf_prune import calibration, documents, healing, hub_pull
 from hf_prune.amounts import NOT_WEIGHED, check_amount, check_units
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import parameter_bytes
 from hf_prune.architecture.writes import can_rescale
 from hf_prune.auto import AUTO, resolved
+from hf_prune.comparing.allowed import check_forwards
 from hf_prune.comparing.estimate import estimated_forwards
 from hf_prune.config import PAPER, SAME, PrunerConfig
 from hf_prune.hub import check_push
@@ -21,13 +22,17 @@ from hf_prune.output import default_private
 from hf_prune.plan import check_healable, make_plan
 from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Scores
+from hf_prune.registry import fitted, measure, planner
+from hf_prune.rounds import check_rounds, counts_of
 from hf_prune.run_folder import beside
 from hf_prune.saving import check_output
+from hf_prune.scored import check_scored
 from hf_prune.shards import shard_limit
 from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.plan import check_reachable, make_slicing_plan
 from hf_prune.slicing.read_costs import costs_of_config
 from hf_prune.slicing.slicer import check_tokens
+from hf_prune.stage_configs import options_without_paths
 from hf_prune.streaming import check_bound, check_size, has_room
 from hf_prune.units import WORDS, parts_of
 
@@ -80,9 +85,17 @@ def preview(
     config = _resolved(config, source, model_config, dtype, trust_remote_code)
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)
+    if config.layers is None:
+        check_scored(recipe)
+    check_rounds(config, heal)
+    rounds = counts_of(config, ref.num_layers) if config.rounds > 1 else ()
+    check_forwards(config, ref)
     check_output(output)
+    for stage in (config.calibration, config.healing, config.evaluation):
+        if stage.dataset not in (None, PAPER, SAME):
+            documents.Source(str(stage.dataset)).check_there()
     measured = recipe.measure is not None and config.layers is None
-    scores = _scores(run_folder, ref) if measured else None
+    scores = _scores(run_folder, ref, config) if measured else None
     whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
     if recipe.cuts == "width":
         whole.append(("slicing", "take a method that drops layers"))
@@ -90,6 +103,8 @@ def preview(
         whole.append(("taking parts out of blocks", "let them fall silent (surgery 'drop', export='soft')"))
     elif measured and config.calibrates and scores is None and config.calibration.dataset is None:
         whole.append(("sampling text from the model", "give a text (--dataset)"))
+    if recipe.cuts != "width":
+        whole += _in_memory(config, measured)
     plain = getattr(model_config, "quantization_config", None) is None
     check_bound(max_memory, not plain, ref.id)
     loaded = not plain or bool(whole)
@@ -127,7 +142,10 @@ def preview(
         sizes = sizes_of(blank, ref.id, length)
         check_units(config, ref, sizes)
     unknown = sizes is NOT_WEIGHED and (by_weight or recipe.unit != "block")
-    if costs is not None:
+    if rounds:
+        shares = f"{' + '.join(map(str, rounds))} of {ref.num_layers} layers in {len(rounds)} rounds"
+        steps.append(("plan", f"{recipe.planner}: {shares}, each on what the one before has healed"))
+    elif costs is not None:
         steps.append(("plan", _widths(config, ref, costs, scores)))
     elif not unknown and (scores is not None or not measured):
         steps.append(("plan", make_plan(config, ref, sizes, scores).describe()))
@@ -149,6 +167,16 @@ def preview(
         steps.append(("push", push))
     facts = {"model": ref.id, "commit": ref.revision, "model_type": ref.model_type, "layers": ref.num_layers}
     return facts, steps
+
+
+def _in_memory(config: PrunerConfig, measured: bool) -> list[tuple[str, str]]:
+    """What of choosing and fitting needs the whole model, and what would do without."""
+    recipe = config.recipe()
+    if (measured and planner.get(recipe.planner).needs == "judge") or recipe.surgery in fitted:
+        return [(f"method '{recipe.name}'", "take one that measures in a single pass and drops")]
+    if measured and measure.get(str(recipe.measure)).needs != "pass":
+        return [(f"measure '{recipe.measure}'", "take one of a single pass")]
+    return []
 
 
 def _forwards(config: PrunerConfig, ref: ModelRef) -> str:
@@ -194,10 +222,11 @@ def _resolved(
     return resolved(config, source.ref.num_layers, gpu=torch.cuda.is_available(), rescales=rescales)
 
 
-def _scores(run_folder: Path, ref: ModelRef) -> Scores | None:
-    """What an interrupted run on this very model has measured."""
+def _scores(run_folder: Path, ref: ModelRef, config: PrunerConfig) -> Scores | None:
+    """What an interrupted run of this very measure on this very model has found."""
     found = Scores.load(run_folder) if (run_folder / Scores.FILE).is_file() else None
-    return found if found is not None and found.model == ref else None
+    asked = config.recipe().measure, options_without_paths(config.options("measure"))
+    return found if found is not None and found.model == ref and (found.measure, found.options) == asked else None
 
 
 def _text(config: PrunerConfig) -> str:

@@ -15,8 +15,9 @@ from hf_prune.objective import Left, OutputMeasure, Running
 from hf_prune.precision import fast_arithmetic
 from hf_prune.progress import tqdm
 from hf_prune.registry import measure
-from hf_prune.runner import Walker
+from hf_prune.runner import Walker, most_runs
 from hf_prune.samples import Batch, batches, by_length
+from hf_prune.scored import check_tells
 from hf_prune.tries import branchings
 from hf_prune.units import PARTS, Cut, Unit
 
@@ -98,12 +99,13 @@ class CutJudge:
         if self._entry.needs == "outputs":
             made = self._made()
             return made.attribute(lambda cuts: self._scores(made, cuts), units, removed)
-        self._check_passes()
-        self._spend(1 - _blocks_of(removed) / self._decoder.num_layers)
-        observer = self._entry.function(**self._options)
+        self._check_passes(units)
+        observer, share = self._entry.function(**self._options), 1 - _blocks_of(removed) / self._decoder.num_layers
+        self._spend(share * most_runs(observer))
         self._walker.walk(self._text(1.0), [observer], seen=removed)
-        found = observer.result().get("importances", {})
-        return {unit: _of(found, unit, self.objective) for unit in units}
+        found = observer.result()
+        self.forwards -= share * (most_runs(observer) - found.get("forwards", 1.0))
+        return {unit: _of(found.get("importances", {}), unit, self.objective) for unit in units}
 
     def cost(self, forwards: float, share: float = 1.0) -> float:
         """What one call of `scores` takes at most, in forwards.
@@ -129,7 +131,7 @@ class CutJudge:
             ConfigError: the measure cannot be asked again.
         """
         if self._entry.needs != "outputs":
-            self._check_passes()
+            self._check_passes(units)
         # A unit that goes makes the runs behind it shorter: they take longest where the last ones go first.
         return sum(
             self._cost_of_round(frozenset(units[len(units) - gone :]), units[: len(units) - gone])
@@ -209,7 +211,7 @@ class CutJudge:
     def _cost_of_round(self, removed: Cut, units: Sequence[Unit]) -> float:
         depth, taken = self._decoder.num_layers, 0.0
         if self._entry.needs != "outputs":
-            return 1 - _blocks_of(removed) / depth
+            return most_runs(self._entry.function(**self._options)) * (1 - _blocks_of(removed) / depth)
 
         def priced(cuts: Sequence[Cut]) -> list[float]:
             nonlocal taken
@@ -220,12 +222,9 @@ class CutJudge:
         self._made().attribute(priced, units, removed)
         return taken
 
-    def _check_passes(self) -> None:
-        if self._entry.needs != "pass":
-            raise ConfigError(
-                f"measure '{self.objective}' looks at the whole model alone; a planner that measures again behind "
-                "each removal needs one of the hidden states or of the outputs"
-            )
+    def _check_passes(self, units: Sequence[Unit]) -> None:
+        """Refuse before the first pass what the measure does not tell."""
+        check_tells(self._entry, (unit.part for unit in units), f"a search on '{self._decoder.name}'", again=True)
 
     def _spend(self, forwards: float) -> None:
         self.forwards += forwards

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import environment
 from hf_prune.architecture import Decoder
-from hf_prune.architecture.sublayers import has_part
+from hf_prune.architecture.sublayers import has_part, why_no_part
 from hf_prune.block_weights import BlockWeights
 from hf_prune.distributed import ALONE, Group
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.judging import CutJudge
 from hf_prune.records import Environment, ModelRef, Scores
 from hf_prune.registry import measure
-from hf_prune.runner import Walker
+from hf_prune.runner import Walker, most_runs
 from hf_prune.samples import Batch, Samples, batches, by_length
+from hf_prune.stage_configs import options_without_paths
 from hf_prune.task_judge import TaskJudge
-from hf_prune.units import Unit, UnitKind, parts_of
+from hf_prune.units import PARTS, WORDS, Part, Unit, UnitKind, parts_of
 
 
 def measure_model(
@@ -53,12 +55,12 @@ def measure_model(
         weights: where the weights of the blocks are; in memory when None.
         scratch: folder for hidden states that memory has no room for; the system's for temporary files when None.
         unit: what a measure of outputs leaves out.
-        max_forwards: that such a measure may take.
+        max_forwards: that a measure may take.
         tokenizer: of the model, for a measure of tasks.
 
     Raises:
         ConfigError: there are more processes than samples, or the measure needs the model in one process, in memory,
-            or with more forwards than are allowed, or a text and there is none.
+            or with more forwards than are allowed, or a text and there is none; or no block has such parts.
         MeasureError: NaN or infinite hidden states; names the block.
         ArchitectureError: the model does more between two blocks than hand the hidden states on.
         CheckpointError: the checkpoint changed while it was read.
@@ -79,6 +81,8 @@ def measure_model(
         raise ConfigError(f"measure '{name}' needs calibration text; got none")
     elif entry.needs == "pass":
         observer = entry.function(**options)
+        _check_parts(decoder, [part for part in PARTS if part in entry.scores])
+        _allow(most_runs(observer), max_forwards, name, model.id)
         work = _share(samples, batch_size, group)
         Walker(decoder, weights, scratch).walk(work, [observer], len(work) if progress else None)
         group.add(observer.sums())
@@ -98,13 +102,15 @@ def measure_model(
             )
             found = _without_each(cuts, decoder, unit)
         else:
-            found = entry.function(**options)(decoder, list(batches(by_length(samples.sequences), batch_size)))
+            find = entry.function(**options)
+            _allow(find.forwards(decoder.num_layers), max_forwards, name, model.id)
+            found = find(decoder, list(batches(by_length(samples.sequences), batch_size)))
     seconds = time.perf_counter() - started
     _check_finite(found.get("importances", {}), name, model.id)
     return Scores(
         model=model,
         measure=name,
-        options=options,
+        options=options_without_paths(options),
         distances=found.get("distances", ()),
         standard_errors=found.get("standard_errors", ()),
         data=None if samples is None else samples.use,
@@ -119,13 +125,13 @@ def measure_model(
     )
 
 
-def check_alone(name: str, group: Group, weights: BlockWeights | None) -> None:
+def check_alone(name: str, group: Group, weights: BlockWeights | None = None) -> None:
     """Refuse to share, or to stream, what needs the model whole and alone.
 
     Args:
         name: of the measure.
         group: the processes that share the work.
-        weights: where the weights of the blocks are.
+        weights: where the weights of the blocks are; in memory when None.
 
     Raises:
         ConfigError: there are several processes, or the weights are not in memory.
@@ -142,10 +148,31 @@ def _without_each(judge: CutJudge | TaskJudge, decoder: Decoder, unit: UnitKind)
     units = [
         u for i in range(depth) for part in parts_of(unit) if has_part(decoder.blocks[i], (u := Unit(i, part)).part)
     ]
+    _check_parts(decoder, parts_of(unit))
     judge.allow(judge.cost_of_rounds(units, 1) + judge.cost(1.0), f"measure '{judge.objective}'")
     found = judge.importances(frozenset(), units)
     importances = {part: tuple(found.get(Unit(layer, part)) for layer in range(depth)) for part in parts_of(unit)}
     return {"importances": importances, "whole": judge.whole(), "forwards": judge.forwards}
+
+
+def _check_parts(decoder: Decoder, parts: Sequence[Part]) -> None:
+    """Refuse to score parts of which no block has any."""
+    why = {part: why_no_part(decoder, part) for part in parts if part != "block"}
+    if why and len(why) == len(parts) and all(why.values()):
+        names = " and ".join(WORDS[part] for part in why)
+        raise ConfigError(
+            f"'{decoder.name}' has no {names} that could go alone ({'; '.join(dict.fromkeys(why.values()))}); take "
+            "unit='block', and a measure of whole blocks"
+        )
+
+
+def _allow(forwards: float, limit: int | None, name: str, model: str) -> None:
+    needed = math.ceil(forwards)
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"measure '{name}' of '{model}' takes up to {needed} forwards of the calibration text; max_forwards "
+            f"allows {limit}. Take another measure, or raise it (--max-forwards {needed})"
+        )
 
 
 def _check_finite(importances: dict[str, tuple[float | None, ...]], name: str, model: str) -> None:

@@ -8,8 +8,10 @@ from hf_prune.methods import METHODS
 from hf_prune.registry import Entry, Registry, fitted, measure, planner, surgery, surgery_named
 from hf_prune.units import WORDS
 
-METHOD_HEADER = ("method", "what goes", "measure + planner + surgery", "cost", "needs", "gives", "paper")
-ENTRY_HEADER = ("name", "title", "needs", "options", "source")
+METHOD_HEADER = ("method", "goes", "measure + planner + surgery", "forwards", "needs", "paper")
+ENTRY_HEADER = ("name", "needs", "source", "what it is; its options")
+_FORWARDS = 18
+"""Letters for the forwards of a method in a table."""
 
 
 def goes(method: Method) -> str:
@@ -49,8 +51,33 @@ def _surgery(method: Method) -> str:
 
 
 def method_rows() -> list[tuple[str, ...]]:
-    """A row for each recipe, under `METHOD_HEADER`."""
-    return [(m.name, goes(m), combined(m), m.cost, needs(m), gives(m), m.paper) for m in METHODS.values()]
+    """A row for each recipe, under `METHOD_HEADER`: shortened, so that a row has at most 120 letters."""
+    short = {"attentions and MLPs": "parts", "single weights": "weights"}
+    return [
+        (m.name, short.get(goes(m), goes(m)), combined(m), forwards(m), _needs_most(m), source_id(m.paper))
+        for m in METHODS.values()
+    ]
+
+
+def forwards(method: Method) -> str:
+    """Passes of the calibration text that choosing takes, shortened: "1", "≤ n (L + 1)/2", "none"."""
+    if ":" in method.cost:
+        told = method.cost.partition(":")[0]
+    else:
+        told = method.cost.partition(" forward")[0].partition(",")[0]
+    for words, sign in (("at most ", "≤ "), ("up to ", "≤ "), ("about ", "≈ "), (" / ", "/")):
+        told = told.replace(words, sign)
+    return told if len(told) <= _FORWARDS else f"{told[: _FORWARDS - 1]}…"
+
+
+def _needs_most(method: Method) -> str:
+    """The most demanding of what it needs: each takes all that those before it take."""
+    return needs(method).rpartition(", ")[2]
+
+
+def source_id(url: str) -> str:
+    """A paper in short: its number on arXiv, or the URL where it is not there."""
+    return url.removeprefix("https://arxiv.org/abs/")
 
 
 def parts(method: Method) -> dict[str, tuple[Entry, dict[str, Any]]]:
@@ -99,13 +126,14 @@ def entries(kind: str) -> list[Entry]:
 
 def entry_rows(kind: str) -> list[tuple[str, ...]]:
     """A row for each of them, under `ENTRY_HEADER`; see `entries`."""
-    return [(e.name, e.title, wants(e), in_words(e.options()), e.url) for e in entries(kind)]
+    return [(e.name, wants(e), source_id(e.url), f"{e.title}; {in_words(e.options())}") for e in entries(kind)]
 
 
 def wants(entry: Entry) -> str:
     """What a measure, planner or surgery needs, for people."""
-    words = {"pass": "one pass", "outputs": "outputs of cut models", "weights": "weights alone", "": "nothing"}
-    return words.get(entry.needs, entry.needs)
+    words = {"pass": "one pass", "outputs": "cut models", "weights": "weights alone", "": "nothing"}
+    needed = entry.needs or ("scores" if entry.scores else "")
+    return words.get(needed, needed)
 
 
 def in_words(options: dict[str, Any]) -> str:

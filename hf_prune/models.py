@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from hf_prune import loading
 from hf_prune.amounts import Sizes
 from hf_prune.architecture import decoder_of
-from hf_prune.architecture.decoder import block_sizes, parameter_bytes, structural_copy
+from hf_prune.architecture.decoder import block_sizes, parameter_bytes
 from hf_prune.architecture.sublayers import part_sizes, why_no_part
 from hf_prune.architecture.writes import can_rescale
 from hf_prune.config import PrunerConfig
@@ -28,6 +28,7 @@ from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import save_model, staged
 from hf_prune.stored import Stored
 from hf_prune.surgery import apply_plan
+from hf_prune.surgery.apply import copy_apart
 from hf_prune.surgery.slice import Text, apply_slicing
 from hf_prune.units import Part, Unit
 
@@ -193,7 +194,7 @@ class Models:
                 self.checkpoint(plan)  # slicing is long work: a run that is killed later need not do it again
             return
         if self.source.folder is None:
-            self._whole = structural_copy(model)
+            self._whole = copy_apart(decoder_of(model, self.source.ref.id), plan)
         apply_plan(decoder_of(model, self.source.ref.id), plan)
         self.stage = "pruned"
 

@@ -74,27 +74,48 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
     return dataclasses.replace(config, method=plan.method, **changes)
 
 
-def check_healable(config: PrunerConfig) -> None:
+def check_healable(config: PrunerConfig, plan: Plan | None = None) -> None:
     """Refuse to heal what healing would undo.
+
+    Args:
+        config: the recipe.
+        plan: what was done already, by this recipe or another; None while nothing is planned.
+
+    Raises:
+        ConfigError: the recipe, or the plan, zeroes single weights.
+    """
+    zeroes = config.recipe().cuts == "weights" if plan is None else plan.sparsity is not None
+    if zeroes:
+        method = config.method if plan is None else plan.method
+        raise ConfigError(
+            f"method '{method}' zeroes single weights, and healing merges changes into all of them: hardly one "
+            "would stay zero. Leave healing out, or take a method that drops layers"
+        )
+
+
+def check_single_round(config: PrunerConfig) -> None:
+    """Refuse to choose all at once what is chosen in rounds.
 
     Args:
         config: the recipe.
 
     Raises:
-        ConfigError: the recipe zeroes single weights.
+        ConfigError: it prunes and heals in several rounds.
     """
-    if config.recipe().cuts == "weights":
+    if config.rounds > 1:
         raise ConfigError(
-            f"method '{config.method}' zeroes single weights, and healing merges changes into all of them: hardly one "
-            "would stay zero. Leave healing out, or take a method that drops layers"
+            f"rounds={config.rounds} chooses anew behind each healing, which only a whole run does (hf-prune run "
+            "--heal); leave rounds out to choose all at once"
         )
 
 
 def make_plan(
     config: PrunerConfig, model: ModelRef, sizes: Sizes, scores: Scores | None, judge: Judge | None = None
 ) -> Plan:
-    """Choose what goes, and log a warning where it is much; see `choose_plan`."""
+    """Choose what goes, log what a share comes to, and a warning where it is much; see `choose_plan`."""
     plan = choose_plan(config, model, sizes, scores, judge)
+    if config.sparsity is not None and config.recipe().cuts == "layers":
+        _tell_share(config, model, sizes, plan.removed)
     if len(plan.dropped) > GENERATION_WARNING_SHARE * model.num_layers:
         logger.warning(
             "%d of %d layers go, above %d %%: published results collapse around there, and generation suffers first",
@@ -217,19 +238,20 @@ def _choose(
         return choose(units_to_remove(config, recipe, model, units))
     assert config.sparsity is not None
     if config.amount_of == "layers":
-        choice = choose(units_to_remove(config, recipe, model, units))
-        reached = len(choice.units) / (depth * len(parts_of(recipe.unit)))
-    else:
-        total = sizes.total(config.amount_of)
-        search = _size_that_fits if entry.needs == "judge" else _choose_by_weight
-        choice = search(config, recipe, model, sizes, units, most, choose)
-        reached = sum(sizes.weight(unit, config.amount_of) for unit in choice.units) / total
+        return choose(units_to_remove(config, recipe, model, units))
+    search = _size_that_fits if entry.needs == "judge" else _choose_by_weight
+    return search(config, recipe, model, sizes, units, most, choose)
+
+
+def _tell_share(config: PrunerConfig, model: ModelRef, sizes: Sizes, removed: tuple[Unit, ...]) -> None:
+    recipe, of = config.recipe(), config.amount_of
+    every = model.num_layers * len(parts_of(recipe.unit))
+    weighed = of != "layers"
+    reached = sum(sizes.weight(unit, of) for unit in removed) / sizes.total(of) if weighed else len(removed) / every
     logger.info(
         "sparsity %s of %s: %s go (%d of %d %s), which is %.4f",
-        config.sparsity, config.amount_of, in_words(choice.units), len(choice.units),
-        depth * len(parts_of(recipe.unit)), WORDS[recipe.unit], reached,
+        config.sparsity, of, in_words(removed), len(removed), every, WORDS[recipe.unit], reached,
     )  # fmt: skip
-    return choice
 
 
 def _size_that_fits(

@@ -299,6 +299,12 @@ class Plan(Record):
         return tuple(sorted(units))
 
     @property
+    def silenced(self) -> tuple[Unit, ...]:
+        """Parts of blocks that stay in the model and write nothing, by the blocks' positions among those that stay."""
+        place = {layer: position for position, layer in enumerate(self.kept)}
+        return tuple(Unit(place[u.layer], u.part) for u in self.removed if u.part != "block" and u.layer in place)
+
+    @property
     def dropped(self) -> tuple[int, ...]:
         """Original indices of all blocks that go, ascending."""
         return tuple(sorted({i for op in self.operations if op.kind == "drop" for i in op.layers}))

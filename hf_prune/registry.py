@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class Entry:
             alone, or cut models that answer "tasks". Of a planner: "judge" where it asks for the damage of cuts while
             it chooses, else "scores" or "nothing". Of a fitted surgery: "text" where it looks at hidden states, else
             "weights".
+        scores: of a measure: what it scores; "pairs" of layers (and by "cosines"), "layers" (by their cosine), and the
+            parts of blocks whose importance it tells ("block", "attention", "mlp"). One of outputs or tasks scores all
+            that can go, and need not say so. Of a planner: what it chooses by; "pairs", "cosines", "layers", "units"
+            (the parts that may go) or whole "cuts". Empty where that is not told: then it shows only once all is
+            measured.
         unit: of a fitted surgery: what it stands in for, a "block" or the "attention" of one.
     """
 
@@ -47,6 +53,7 @@ class Entry:
     cuts: str = "layers"
     streamed: Callable[..., Any] | None = None
     needs: str = ""
+    scores: tuple[str, ...] = ()
     unit: str = "block"
 
     def options(self) -> dict[str, Any]:
@@ -55,18 +62,21 @@ class Entry:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
     def check_options(self, given: dict[str, Any], kind: str) -> None:
-        """Refuse options that the function does not have.
+        """Refuse options that the function does not have, and values of another type.
 
         Raises:
-            ConfigError: an option is unknown.
+            ConfigError: an option is unknown, or has a wrong type.
         """
-        known = list(self.options())
+        from hf_prune.serial import check_type
+
+        known, hints = list(self.options()), typing.get_type_hints(self.function)
         for key in given:
             if key not in known:
                 raise ConfigError(
                     f"{kind} '{self.name}' has no option '{key}' (value {given[key]!r}); "
                     f"it has: {', '.join(known) or 'none'}.{did_you_mean(key, known)}"
                 )
+            check_type(hints.get(key, Any), given[key], f"{kind} '{self.name}': {key}")
 
 
 class Registry:
@@ -99,6 +109,7 @@ class Registry:
         cuts: str = "layers",
         streamed: Callable[..., Any] | None = None,
         needs: str = "",
+        scores: tuple[str, ...] = (),
         unit: str = "block",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
@@ -106,7 +117,7 @@ class Registry:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs, unit)
+            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs, scores, unit)
             return function
 
         return register

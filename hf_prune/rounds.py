@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.output import Finished, update_evaluation, write_card
 from hf_prune.pruner import Pruner
-from hf_prune.records import Evaluation, Healing, ModelRef, Operation, Plan, Scores, Trial, ranges
+from hf_prune.records import Evaluation, Healing, ModelRef, Operation, Plan, Scores, TextUse, Trial, ranges
 from hf_prune.run_folder import remove
+from hf_prune.samples import Samples
 from hf_prune.saving import RECORDS, staged
 from hf_prune.units import Unit
 
 logger = logging.getLogger(__name__)
 
-Once = Callable[[str | Path, PrunerConfig, Path], Finished]
-"""Prunes and heals one model into a folder, or finds that done: (model, recipe, folder) -> its records."""
+Once = Callable[[str | Path, PrunerConfig, Path, Mapping[str, Samples]], Finished]
+"""Prunes and heals one model into a folder, or finds that done: (model, recipe, folder, texts that are there already)
+-> its records."""
 
 
 def check_rounds(config: PrunerConfig, heal: bool) -> None:
@@ -48,6 +50,19 @@ def check_rounds(config: PrunerConfig, heal: bool) -> None:
         )
     if config.healing.output == "adapter":
         raise ConfigError(f"{asked} prunes the healed weights again, and so merges; healing.output='adapter' does not")
+
+
+def counts_of(config: PrunerConfig, depth: int) -> tuple[int, ...]:
+    """Layers that go in each round.
+
+    Args:
+        config: the recipe, its amount checked.
+        depth: blocks of the model.
+
+    Raises:
+        ConfigError: the amount counts no layers, or there are more rounds than layers.
+    """
+    return shares(layers_to_drop(config, depth), config.rounds)
 
 
 def shares(total: int, rounds: int) -> tuple[int, ...]:
@@ -81,7 +96,8 @@ def in_rounds(
     """Prune and heal in rounds, and write the last one's model with the records of all.
 
     Each round measures the model that the round before it has healed (Minitron's and Model-Optimizer's advice for more
-    than a third; ShortGPT's and SLEB's authors cut in one go). A killed call goes on with the round that it was in.
+    than a third; ShortGPT's and SLEB's authors cut in one go). Text that is sampled comes from the original in all of
+    them, so that no round learns from what a pruned model writes. A killed call goes on with the round that it was in.
 
     Args:
         model_id: Hub id or folder.
@@ -98,22 +114,22 @@ def in_rounds(
     Raises:
         PruneError: as a single run.
     """
-    counts = shares(layers_to_drop(config, base.num_layers), config.rounds)
+    counts = counts_of(config, base.num_layers)
     left, dropped = list(range(base.num_layers)), list[int]()
     current: str | Path = model_id
-    found, trials = list[Finished](), list[Trial]()
+    found, gone_behind = list[Finished](), list[tuple[int, ...]]()
+    texts: Mapping[str, Samples] = {}
     for number, count in enumerate(counts, 1):
         logger.info("round %d of %d: %d of %d layers go", number, len(counts), count, len(left))
         folder = run_folder / f"round-{number}"
-        found.append(once(current, _of_round(config, base, left, count), folder))
+        found.append(once(current, _of_round(config, base, left, count), folder, texts))
+        texts = texts or _sampled(found[-1], folder)
         gone = [left[i] for i in found[-1].plan.dropped]
         dropped, left, current = sorted(dropped + gone), [i for i in left if i not in gone], folder
-        record = found[-1].healing
-        assert record is not None, "a round heals"
-        trials.append(Trial(tuple(Unit(i) for i in dropped), record.held_out.merged, 1))
+        gone_behind.append(tuple(dropped))
     made = run_folder / "made"
     remove(made)
-    whole = _as_one(config, base, found, trials, inputs)
+    whole = _as_one(config, base, found, gone_behind, inputs)
     shutil.copytree(current, made)
     for name in (Scores.FILE, Evaluation.FILE):  # of a model that is not the base
         (made / RECORDS / name).unlink(missing_ok=True)
@@ -126,7 +142,8 @@ def in_rounds(
             progress=progress,
             **{name: load_kwargs[name] for name in _TAKEN if name in load_kwargs},
         )
-        update_evaluation(made, pruner.config, pruner.evaluate())
+        evaluation = pruner.evaluate()
+        update_evaluation(made, pruner.config, evaluation, tokens=tuple(pruner.texts.sampled_files()))
     for picture in made.glob("*.png"):
         picture.unlink()
     write_card(made, Finished.load(made))
@@ -146,22 +163,55 @@ def _of_round(config: PrunerConfig, base: ModelRef, left: Sequence[int], count: 
     )
 
 
+def _sampled(first: Finished, folder: Path) -> dict[str, Samples]:
+    """The texts of the first round that were sampled from its model, which is the original."""
+    assert first.healing is not None, "a round heals"
+    uses = {"calibration": _calibration(first), "held-out": first.healing.held_out_data, "healing": first.healing.data}
+    return {
+        name: Samples.load(folder / RECORDS / f"{name}_tokens.safetensors", use)
+        for name, use in uses.items()
+        if use is not None and use.dataset is None
+    }
+
+
+def _calibration(one: Finished) -> TextUse | None:
+    return one.plan.data or (None if one.scores is None else one.scores.data)
+
+
+def _trials(base: ModelRef, found: Sequence[Finished], gone_behind: Sequence[tuple[int, ...]]) -> tuple[Trial, ...]:
+    """What the searches of all rounds decided, in layers of the original."""
+    trials = []
+    for one, before in zip(found, ((), *gone_behind), strict=False):
+        left = [i for i in range(base.num_layers) if i not in before]
+        for trial in one.plan.trials:
+            removed = sorted((*before, *(left[unit.layer] for unit in trial.removed)))
+            trials.append(dataclasses.replace(trial, removed=tuple(map(Unit, removed))))
+    return tuple(trials)
+
+
 def _as_one(
-    config: PrunerConfig, base: ModelRef, found: Sequence[Finished], trials: Sequence[Trial], inputs: str
+    config: PrunerConfig,
+    base: ModelRef,
+    found: Sequence[Finished],
+    gone_behind: Sequence[tuple[int, ...]],
+    inputs: str,
 ) -> Finished:
-    last = found[-1]
-    dropped = tuple(unit.layer for unit in trials[-1].removed)
+    last, healings = found[-1], [one.healing for one in found if one.healing is not None]
     steps = "; ".join(
-        f"{ranges(tuple(unit.layer for unit in trial.removed))} gone: {trial.score:.4f}" for trial in trials
+        f"{ranges(gone)} gone: {healing.held_out.merged:.4f}"
+        for gone, healing in zip(gone_behind, healings, strict=True)
     )
+    forwards = [one.plan.forwards for one in found if one.plan.forwards is not None]
     plan = Plan(
         model=base,
         method=config.method,
         planner=config.recipe().planner,
-        operations=(Operation("drop", dropped),),
+        operations=(Operation("drop", gone_behind[-1]),),
         reason=f"Chosen in {len(found)} rounds, each on the model that the round before had healed. Held-out loss "
         f"behind each, nats per token: {steps}.",
-        trials=tuple(trials),
+        trials=_trials(base, found, gone_behind),
+        forwards=sum(forwards) if forwards else None,
+        data=_calibration(found[0]),
     )
     recipe = dataclasses.replace(
         config,
@@ -170,13 +220,12 @@ def _as_one(
         base_revision=base.revision,
         hf_prune_version=last.config.hf_prune_version,
     )
-    healing = _healing([one.healing for one in found if one.healing is not None])
     return dataclasses.replace(
         last,
         config=recipe.without_paths(),
         plan=plan,
         scores=None,
-        healing=healing,
+        healing=_healing(healings),
         evaluation=None,
         base_card=found[0].base_card,
         inputs=inputs,

@@ -1,7 +1,7 @@
 """The whole job: measure, plan, prune, heal, evaluate, card, push. Killed anywhere, the same call goes on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from hf_prune.hub import PushResult, check_push
 from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
 from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Plan
-from hf_prune.rounds import check_rounds, in_rounds
+from hf_prune.rounds import check_rounds, counts_of, in_rounds
 from hf_prune.run_folder import beside, digest, remove, room_for
+from hf_prune.samples import Samples
 from hf_prune.saving import RECORDS, check_output
 from hf_prune.shards import shard_limit
 from hf_prune.streaming import check_room, cuts_files
@@ -57,6 +58,7 @@ def run(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: bool = True,
     max_shard_size: str = "5GB",
+    texts: Mapping[str, Samples] | None = None,
     **load_kwargs: Any,
 ) -> RunResult:
     """Prune a model from end to end.
@@ -74,6 +76,7 @@ def run(
         on_plan: told the plan before it is carried out.
         progress: whether to show bars.
         max_shard_size: as in `save_pretrained`.
+        texts: those that are there already, by name; see `Texts.take`.
         load_kwargs: see `Pruner.from_pretrained`.
 
     Raises:
@@ -93,7 +96,13 @@ def run(
     if push is not None:
         push = _check_push(push, token, push_kwargs)  # before the first download
     pruner = Pruner.from_pretrained(model_id, config, run_folder=run_folder, progress=progress, **load_kwargs)
+    for name, samples in (texts or {}).items():
+        samples.save(pruner.run.tokens(name))
+        pruner.texts.take(name, samples)
     check_amount(pruner.config, pruner.source.ref.num_layers, pruner.source.ref.id)
+    if pruner.config.rounds > 1:
+        check_rounds(pruner.config, heal)
+        counts_of(pruner.config, pruner.source.ref.num_layers)
     if evaluate:
         check_room(pruner.models, "evaluating", "evaluate nothing (--no-evaluate)")
     if heal:
@@ -108,6 +117,7 @@ def run(
             "model": pruner.source.ref,
             "config": pruner.config,
             "files": pruner.texts.files(),
+            **({"texts": {name: samples.use for name, samples in texts.items()}} if texts else {}),
             "task files": task_files(pruner.config.evaluation.task_path) if evaluate else [],
             "dtype": str(load_kwargs.get("dtype", "auto")),
             "heal": heal,
@@ -147,11 +157,19 @@ def _rounds(
     max_shard_size: str,
     load_kwargs: dict[str, Any],
 ) -> None:
-    def once(model: str | Path, config: PrunerConfig, made: Path) -> Finished:
+    def once(model: str | Path, config: PrunerConfig, made: Path, texts: Mapping[str, Samples]) -> Finished:
         # Only the first round knows a Hub commit; what lies in a folder has none.
         kwargs = load_kwargs if model is model_id else {k: v for k, v in load_kwargs.items() if k not in _OF_THE_HUB}
         result = run(
-            model, config, made, heal=True, evaluate=False, progress=progress, max_shard_size=max_shard_size, **kwargs
+            model,
+            config,
+            made,
+            heal=True,
+            evaluate=False,
+            progress=progress,
+            max_shard_size=max_shard_size,
+            texts=texts,
+            **kwargs,
         )
         return result.finished
 

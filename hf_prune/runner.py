@@ -53,7 +53,10 @@ class Observer(Protocol):
 
     One that needs no more than the first blocks says so in an attribute `last_block`, the index of the last of them.
     One that looks into blocks has a method `around(layer, block)`, a context in which the block runs: forward hooks
-    that it registers there hand it what `see` does not.
+    that it registers there hand it what `see` does not. One that lets blocks run again there says in an attribute
+    `most_runs` how often they run at most, and in its result, as `forwards`, how often they did. One that keeps hidden
+    states has a method `keep_in(folder, budget)`, told before the walk where those go that memory has no room for, and
+    how many bytes it may take; None leaves either to itself.
     """
 
     def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
@@ -91,6 +94,11 @@ def _states_budget(weights: BlockWeights) -> int | None:
     if weights.states_budget is None and weights.device.type == "cuda":
         return torch.cuda.mem_get_info(weights.device)[0] // 4
     return weights.states_budget
+
+
+def most_runs(observer: Observer) -> int:
+    """How often blocks run at most where an observer looks on."""
+    return int(getattr(observer, "most_runs", 1))
 
 
 def _last_needed(observers: Sequence[Observer], depth: int) -> int:
@@ -189,6 +197,11 @@ class Walker:
         removed = [_checked(cut, depth, self.decoder.name) for cut in cuts]
         shown = _checked(seen, depth, self.decoder.name)
         needed = depth if cuts else _last_needed(observers, depth) + 1
+        # What memory is left is shared by all who keep hidden states.
+        keepers = [observer.keep_in for observer in observers if hasattr(observer, "keep_in")]
+        bound = weights.states_budget
+        for keep_in in keepers:
+            keep_in(self._scratch, None if bound is None else bound // (1 + len(keepers)))
         with evaluating(self.decoder.model), weights.computing(), torch.inference_mode():
             if weights.all_at_once:
                 # The model that is looked at is one more branch, the last one.
@@ -199,7 +212,9 @@ class Walker:
                     mask = batch.attention_mask.to(weights.device)
                     self._on(tree, 0, hidden, _Passing(number, calls, mask), looked)
             else:
-                self._by_block(batches, observers, needed, total is not None, removed, leave, shown)
+                budget = _states_budget(weights)
+                store = ActivationStore(None if budget is None else budget // (1 + len(keepers)), self._scratch)
+                self._by_block(batches, store, observers, needed, total is not None, removed, leave, shown)
         return time.perf_counter() - started
 
     def _on(self, tree: Branching, layer: int, hidden: torch.Tensor, batch: "_Passing", looked: "_Looked") -> None:
@@ -231,6 +246,7 @@ class Walker:
     def _by_block(
         self,
         batches: Iterable[Batch],
+        store: ActivationStore,
         observers: Sequence[Observer],
         needed: int,
         bar: bool,
@@ -239,7 +255,6 @@ class Walker:
         shown: frozenset[Unit],
     ) -> None:
         weights, depth = self._weights, self.decoder.num_layers
-        store = ActivationStore(_states_budget(weights), self._scratch)
         calls, masks, none = KeptCalls(store), [], frozenset[Unit]()
         wanted = [*cuts, *([shown] if observers or not cuts else [])]
         with weights.surroundings():

@@ -1,5 +1,6 @@
 """Frozen dataclasses to JSON and back: strict about what it reads, whole in what it writes."""
 
+import collections.abc
 import dataclasses
 import json
 import math
@@ -71,6 +72,20 @@ def settle(instance: Any) -> None:
         object.__setattr__(instance, field.name, value)
 
 
+def check_type(hint: Any, value: Any, where: str) -> None:
+    """Refuse a value of another type than a hint says.
+
+    Args:
+        hint: type hint.
+        value: as it was given.
+        where: what it is called in errors.
+
+    Raises:
+        ConfigError: it has a wrong type.
+    """
+    _convert(hint, value, where)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -103,7 +118,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(
             _convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
         )
-    if origin is list:
+    if origin in (list, collections.abc.Sequence):
         _expect(value, (list, tuple), where, "a list")
         return [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict or hint is dict:

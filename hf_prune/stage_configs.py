@@ -3,6 +3,7 @@
 import math
 import numbers
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from hf_prune import serial
@@ -13,6 +14,16 @@ SAME = "calibration"
 
 PAPER = "paper"
 """Value of `dataset`: the dataset that the method's paper used."""
+
+
+def options_without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they may travel: folders of task files shrink to their last part.
+
+    Args:
+        options: of a measure.
+    """
+    path = options.get("task_path")
+    return options if path is None else {**options, "task_path": Path(path).resolve().name}
 
 
 def check_positive(owner: object, *names: str) -> None:

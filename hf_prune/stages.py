@@ -17,10 +17,12 @@ from hf_prune.distributed import ALONE, Group
 from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
+from hf_prune.fit import check_fitted
 from hf_prune.models import LABELS, Label, Models
-from hf_prune.plan import carried_out_by, check_healable
+from hf_prune.plan import carried_out_by, check_healable, check_single_round
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
+from hf_prune.soundness import check_blocks, check_plan
 from hf_prune.streaming import check_room, must_stream
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
@@ -105,9 +107,10 @@ class Stages:
         """Choose the layers that go; measures first where the recipe needs it.
 
         Raises:
-            ConfigError: no amount, or one that the model cannot lose.
+            ConfigError: no amount, or one that the model cannot lose; or it is lost in rounds, which `run` does.
         """
         if self._plan is None:
+            check_single_round(self.config)
             self._plan = self._chooser().plan(self.measure)
             self._plan.save(self.run.path)
         return self._plan
@@ -134,8 +137,13 @@ class Stages:
         """Carry out a plan that was made before, instead of choosing.
 
         Raises:
-            ConfigError: it was made for another model.
+            ConfigError: it was made for another model, contradicts itself, or its file of fitted tensors is not there.
+            CheckpointError: that file is another plan's.
         """
+        check_plan(plan)
+        check_blocks(plan)
+        if not plan.removed and plan.slicing is None and plan.sparsity is None:
+            raise ConfigError(f"the plan of method '{plan.method}' removes nothing; plan again")
         if (plan.model.num_layers, plan.model.model_type, plan.model.digest) != (
             self.source.ref.num_layers, self.source.ref.model_type, self.source.ref.digest,
         ):  # fmt: skip
@@ -146,6 +154,7 @@ class Stages:
                 f"{self.source.ref.model_type} blocks and digest {self.source.ref.digest[:12]}. Plan again"
                 + ("" if commit is None else f", or name the plan's commit (--revision {commit})")
             )
+        check_fitted(plan)
         self._plan = plan
         self.config = carried_out_by(self.config, plan)
         self._read()  # which texts there are, and which must not repeat which, follows from the recipe
@@ -219,7 +228,7 @@ class Stages:
             CheckpointError: the weights are quantized already.
             ConfigError: the model must not be in memory as a whole.
         """
-        check_healable(self.config)
+        check_healable(self.config, self._plan)
         check_room(self.models, "healing", "prune alone")
         healing.require(self.config.healing.quantize)
         if self._quantized:
@@ -272,6 +281,7 @@ class Stages:
             original_loss=self._original_loss(settings),
             progress=self._progress,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
+            silent=self.plan().silenced,
         )
         self.models.replace(result.model, result.adapter if settings.output == "adapter" else None)
         self._adapter, self._healing = result.adapter, result.record

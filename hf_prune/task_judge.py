@@ -21,6 +21,9 @@ from hf_prune.units import Cut, Unit, layers_of
 
 _WHOLE: Cut = frozenset()
 
+_ROUNDING = 1e-6
+"""What sums of shares of blocks may be off by."""
+
 
 class TaskJudge:
     """Asks cut models, one after the other; see `planners.problem.Judge`.
@@ -126,7 +129,7 @@ class TaskJudge:
         Raises:
             ConfigError: it takes more forwards than are allowed; names how many.
         """
-        needed = math.ceil(self.forwards + forwards)
+        needed = math.ceil(self.forwards + forwards - _ROUNDING)
         if self._limit is not None and needed > self._limit:
             raise ConfigError(
                 f"{what} of '{self._decoder.name}' asks all questions up to {needed} times; max_forwards allows "

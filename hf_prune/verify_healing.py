@@ -1,5 +1,7 @@
 """Healing as it is claimed: adapters of the size that the record says, on the maps that healing takes, and no more."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hf_prune.healing.adapter import CONFIG, WEIGHTS
 from hf_prune.healing.targets import Targets, find_targets
 from hf_prune.output import ADAPTER
 from hf_prune.records import Healing
+from hf_prune.units import Unit
 from hf_prune.verify_checks import Check, outcome
 
 _TENSOR = "base_model.model.{}.lora_{}.weight"
@@ -23,20 +26,21 @@ _UNUSED = (
 )  # fmt: skip
 
 
-def check_healing(folder: Path, meta: PreTrainedModel, healing: Healing) -> Check:
+def check_healing(folder: Path, meta: PreTrainedModel, healing: Healing, silent: Collection[Unit] = ()) -> Check:
     """Hold the record of healing, and a shipped adapter, against the maps of the model that carry adapters.
 
     Args:
         folder: the model.
         meta: the same on the meta device.
         healing: its record.
+        silent: parts of the model that write nothing, and carry no adapters.
     """
     name, target, rank = "healing record", healing.settings.get("target"), healing.settings.get("rank")
     if target not in ("mlp", "all") or not isinstance(rank, int) or rank < 1:
         return Check(name, "fail", reason=f"its settings have target={target!r} and rank={rank!r}")
     decoder = decoder_of(meta)
     try:
-        targets = find_targets(decoder, target)
+        targets = find_targets(decoder, target, silent)
     except PruneError as error:
         return Check(name, "fail", reason=str(error))
     problems = []
@@ -47,10 +51,10 @@ def check_healing(folder: Path, meta: PreTrainedModel, healing: Healing) -> Chec
     shapes: dict[str, tuple[int, ...]] = {}
     for at, block in enumerate(decoder.blocks):
         for module_name, module in block.named_modules():
-            if module_name in targets.names:
+            full = f"{decoder.blocks_path}.{at}.{module_name}"
+            if re.fullmatch(targets.pattern, full):
                 rows, columns = module.weight.shape
                 outs, ins = (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
-                full = f"{decoder.blocks_path}.{at}.{module_name}"
                 shapes |= {_TENSOR.format(full, "A"): (rank, ins), _TENSOR.format(full, "B"): (outs, rank)}
     count = sum(a * b for a, b in shapes.values())
     if count != healing.trained_parameters:

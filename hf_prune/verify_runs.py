@@ -172,6 +172,9 @@ def check_plan(rerun: Rerun) -> list[Check]:
     if config.layers is None and config.drop_layers is None and config.sparsity is None:
         reason = "its recipe holds no amount: the plan was made elsewhere, and given to it"
         return [Check("plan from recipe", "shown", in_words(claimed.removed), reason=reason)]
+    if config.rounds > 1:
+        reason = f"it was chosen in {config.rounds} rounds, all but the first on weights that were healed in between"
+        return [Check("plan from recipe", "shown", in_words(claimed.removed), reason=reason)]
     scores = rerun.finished.scores
     dtype = "auto" if scores is None else scores.environment.dtype.split(",")[0]
     pruner = Pruner.from_pretrained(rerun.base, config, **rerun.kwargs(dtype))

@@ -11,14 +11,16 @@ from transformers import PreTrainedModel
 
 from hf_prune import serial
 from hf_prune.architecture import decoder_of, rewrite_config
-from hf_prune.architecture.families import PATCHED
 from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
+from hf_prune.healing.targets import quiet_modules
 from hf_prune.names import home, original_name
 from hf_prune.output import Finished
+from hf_prune.patching.settings import patched_settings
 from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
+from hf_prune.sparsity.maps import linear_maps
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_edits import edited
 from hf_prune.verify_healing import check_healing
@@ -57,7 +59,7 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
     checks.append(outcome("weights fit the config", _check_index(folder), f"{len(tensors)} tensors"))
     checks.append(_check_dtype(folder, tensors))
     if finished.healing is not None:
-        checks.append(check_healing(folder, meta, finished.healing))
+        checks.append(check_healing(folder, meta, finished.healing, plan.silenced))
     if plan.slicing is not None:
         return [*checks, *_check_sliced(plan, meta, tensors)]
     return [*checks, *_check_kept(tensors, stored_tensors(base), meta, finished)]
@@ -67,7 +69,7 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     raw = serial.read_json(folder / "config.json")
     wanted = rewrite_config(serial.read_json(base / "config.json"), plan.kept)
     if plan.hard:
-        wanted |= _patched(plan)
+        wanted |= patched_settings(plan)
     claimed = f"{len(plan.kept)} layers" if plan.slicing is None else f"width {plan.slicing.embed}"
     try:
         mine, theirs = config_of(raw).to_dict(), config_of(wanted).to_dict()
@@ -89,26 +91,6 @@ def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     if raw.get("quantization_config") != wanted.get("quantization_config"):
         problems.append("'quantization_config' is not the base's")
     return outcome("config", problems, f"{len(mine)} settings", claimed)
-
-
-def _patched(plan: Plan) -> dict[str, Any]:
-    """What the config of a model says out of whose blocks parts were taken."""
-    place = {layer: position for position, layer in enumerate(plan.kept)}
-
-    def positions(kind: str, **options: str) -> list[int]:
-        operations = [op for op in plan.operations if op.kind == kind and options.items() <= op.options.items()]
-        return sorted(place[i] for op in operations for i in op.layers if i in place)
-
-    found: dict[str, Any] = {
-        "model_type": PATCHED + plan.model.model_type,
-        "removed_parts": {part: positions("remove", part=part) for part in ("attention", "mlp")},
-    }
-    if linear := positions("linearize"):
-        found["linear_attention"] = linear
-    if patched := positions("patch"):
-        (rank,) = {op.options.get("rank") for op in plan.operations if op.kind == "patch"}
-        found |= {"stream_patches": patched, "stream_rank": rank}
-    return found
 
 
 def _check_index(folder: Path) -> list[str]:
@@ -146,6 +128,7 @@ def _check_kept(
     merged = healing is not None and healing.output == "merged"
     healed = _healed(healing.target_modules, leaf) if merged and healing else None
     done = edited(plan, meta, list(tensors))
+    silent = [name[name.index(f"{leaf}.") :] for name in quiet_modules(decoder_of(meta), plan.silenced)]
     problems, redone, trained, fitted = [], list(done.problems), _Free(), _Free()
     equal = size = changed = zeroed = 0
     loose: set[int | None] = set(done.blocks)
@@ -163,7 +146,7 @@ def _check_kept(
             continue
         ways = done.of(name, block)
         way = next((edits for edits in ways if same(tensor, base[original], edits)), None)
-        if healed is not None and healed.search(name):
+        if healed is not None and healed.search(name) and not any(f".{quiet}." in f".{name}" for quiet in silent):
             trained.add(tensor, base[original], way is not None)
         elif way:
             changed += 1
@@ -192,6 +175,7 @@ def _check_kept(
     if done.masked:
         claimed = f"{zeroed} as in the base, but for zeros"
         checks.append(Check("masked tensors", "pass" if zeroed else "fail", claimed, f"{zeroed} hold zeros"))
+        checks.append(_check_share(tensors, meta, plan))
     if done.fitted or done.linear:
         checks.append(_check_fitted(fitted, plan))
     if healed is not None:
@@ -200,6 +184,26 @@ def _check_kept(
         claimed = f"{trained.count} trained, shapes of the base"
         checks.append(outcome("healed tensors", trained.problems, f"{trained.changed} changed", claimed))
     return checks
+
+
+def _check_share(tensors: dict[str, StoredTensor], meta: PreTrainedModel, plan: Plan) -> Check:
+    """As many weights of the blocks' linear maps are zero as the plan says, or more, where some were zero before."""
+    decoder, name, claimed = decoder_of(meta), "share of zeros", f"at least {plan.sparsity or 0.0:.2%}"
+    try:
+        maps = linear_maps(decoder)
+    except PruneError as error:
+        return Check(name, "fail", claimed, reason=str(error))
+    zeros = total = 0
+    for each in maps:
+        full = f"{decoder.blocks_path}.{each.layer}.{each.name}"
+        tensor = tensors.get(full) or tensors.get(full.removeprefix(f"{meta.base_model_prefix}."))
+        if tensor is None:
+            return Check(name, "fail", claimed, reason=f"there is no '{full}'")
+        values = load(tensor)
+        zeros, total = zeros + int((values == 0).sum()), total + values.numel()
+    # Of each map a share is rounded down to whole weights.
+    enough = zeros + len(maps) >= (plan.sparsity or 0.0) * total
+    return Check(name, "pass" if enough else "fail", claimed, f"{zeros / total:.2%} of {total:,} weights")
 
 
 @dataclass

@@ -33,7 +33,13 @@ def auto(**fields: Any) -> PrunerConfig:
         (auto(effort="instant"), True, True, "simple", "drop"),
         (auto(surgery="drop"), True, True, "greedy-kl", "drop"),
         (auto(drop_layers=None, sparsity=0.25), True, True, "greedy-kl", "compensate"),
-        (auto(drop_layers=None, sparsity=0.5, sparsity_of="parameters"), True, True, "shortgpt-iterative", "compensate"),
+        (
+            auto(drop_layers=None, sparsity=0.5, sparsity_of="parameters"),
+            True,
+            True,
+            "shortgpt-iterative",
+            "compensate",
+        ),
         (auto(drop_layers=None, layers=[3, 4]), True, False, "greedy-kl", "drop"),
     ],
 )
@@ -48,6 +54,8 @@ def test_what_it_becomes(config: PrunerConfig, gpu: bool, rescales: bool, method
 def test_what_the_user_says_stays() -> None:
     found = resolved(auto(protect_first=3, protect=(6,), max_forwards=5), 8, gpu=False, rescales=True)
     assert (found.protect_first, found.protect_last, found.protect, found.max_forwards) == (3, 1, (6,), 5)
+    none = resolved(auto(protect_first=0, protect_last=0), 8, gpu=False, rescales=True).recipe()
+    assert (none.protect_first, none.protect_last) == (0, 0)
     other = PrunerConfig(drop_layers=2)
     assert resolved(other, 8, gpu=True, rescales=True) is other
 

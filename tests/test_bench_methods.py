@@ -492,6 +492,10 @@ def forwards(method: str, **fields: Any) -> float | None:
 
 def test_estimate_of_forwards() -> None:
     assert [forwards(method) for method in ("uidl", "simple", "slicegpt", "dynamic-slicing")] == [1.0, 0.0, 0.0, 1.0]
+    # Blocks run again without their parts; gradients are taken backward, of blocks one by one in as many passes.
+    assert [forwards(method) for method in ("llm-drop", "shortened-llama-taylor")] == [3.0, 3.0]
+    one_by_one = forwards("sleb", measure="taylor", planner="top_k", measure_kwargs={"blocks_at_once": 1})
+    assert one_by_one == 8 + sum(range(1, 9)) / 8 + 1
     # Of 8 blocks the first and the last stay. Without block k all behind it run, for each k anew, and those before it
     # once for all: 6 of them, and 7 - k for k = 1 … 6. One block less, and one fewer to try, behind that.
     whole = 6 + sum(7 - k for k in range(1, 7))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune.checkpoint import checkpoint_entries
-from tests.benchmarks import gpu, pruned_speed, scaling, searching, table
+from tests.benchmarks import gpu, observers, pruned_speed, scaling, searching, table
 from tests.benchmarks.checkpoints import SEVEN_B, Shapes, checkpoint
 from tests.benchmarks.costs import cold, memory_limit, read_seconds, run_child, weights_of
 from tests.benchmarks.scaling import Size, exponents
@@ -141,6 +141,15 @@ def test_search_benchmark_runs() -> None:
         assert found["forwards"][0] < found["forwards"][1]
     for found in (figures["greedy kl, 4 of 12"], figures["greedy kl, 8 of 32"]):
         assert found["forwards"] <= found["forwards, promised at most"] < found["forwards without a tree"]
+
+
+@pytest.mark.slow
+def test_benchmark_of_observers_runs() -> None:
+    figures = json.loads(json.dumps(observers.main(small=True)))
+    names = {"angular", "cosine", "cka", "block_influence", "relative_magnitude", "sublayer_cosine", "entropy"}
+    assert names <= figures["each alone"].keys()
+    for found in (*figures["each alone"].values(), figures["all at once"]):
+        assert found["time over a bare walk (median of pairs)"] > 0 <= found["memory above it, bytes"]
 
 
 @pytest.mark.slow

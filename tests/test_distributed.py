@@ -17,6 +17,7 @@ from hf_prune.distributed import ALONE, Group, processes
 from hf_prune.errors import ConfigError
 from hf_prune.measure import measure_model
 from hf_prune.records import Scores
+from hf_prune.registry import measure
 from hf_prune.samples import Samples
 
 from .cli.support import planted, recipe_file, tree
@@ -35,7 +36,7 @@ from hf_prune.distributed import processes
 
 with processes() as group:
     assert group.size == 2
-    for name in ("angular", "redundancy"):
+    for name in sys.argv[2:]:
         scores = measured(name, group)
         if group.leads:
             scores.save(sys.argv[1] + "/" + name)
@@ -73,13 +74,19 @@ def assert_same(found: Scores, expected: Scores) -> None:
         ours, theirs = numpy.array(getattr(found, field)), numpy.array(getattr(expected, field))
         assert ours.shape == theirs.shape
         numpy.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    for name in ("importances", "importance_errors"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.keys() == theirs.keys()
+        for part, row in theirs.items():
+            numpy.testing.assert_allclose(numpy.array(ours[part]), numpy.array(row), rtol=0, atol=1e-9)
     assert (found.model, found.data, found.options) == (expected.model, expected.data, expected.options)
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(CHILD)
-    started(tmp_path / "child.py", tmp_path)
-    for name in ("angular", "redundancy"):
+    names = [entry.name for entry in measure if entry.needs == "pass"]
+    started(tmp_path / "child.py", tmp_path, *names)
+    for name in names:
         found = Scores.load(tmp_path / name)
         assert_same(found, measured(name, ALONE))
         assert found.environment.hardware.startswith("2 processes, process 0 on ")

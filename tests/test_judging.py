@@ -21,12 +21,14 @@ from hf_prune.head import Head
 from hf_prune.judging import CutJudge
 from hf_prune.measure import measure_model
 from hf_prune.objective import Left, OutputMeasure
+from hf_prune.planners.order import greedy
+from hf_prune.planners.problem import Problem
 from hf_prune.registry import Entry, measure
 from hf_prune.runner import Walker
 from hf_prune.samples import Samples, batches
 from hf_prune.surgery import prune_layers
 from hf_prune.tries import branchings
-from hf_prune.units import Cut, Unit, as_cut, layers_of
+from hf_prune.units import Cut, Part, Unit, as_cut, layers_of
 
 from .making import TEXT, reference
 from .tiny import DEPTH, VOCAB, tiny_model, tokens
@@ -282,8 +284,64 @@ def test_measures_that_cannot_be_asked_say_so() -> None:
     judge = CutJudge(decoder_of(tiny_model("llama")), SEQUENCES, "angular")
     with pytest.raises(ConfigError, match="'angular' tells of single units, not of what a whole cut does; .* kl"):
         judge.scores([as_cut([1])])
-    with pytest.raises(ConfigError, match=r"'angular' has no score of attention of block 3"):
+    with pytest.raises(ConfigError, match=r"chooses by the importance of each attention; measure 'angular' tells di"):
         judge.importances(frozenset(), [Unit(3, "attention")])
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *((name, "block") for name in ("angular", "cosine", "cka", "redundancy", "sublayer_cosine", "taylor")),
+        *((name, "mlp") for name in ("block_influence", "entropy", "magnitude")),
+    ],
+)
+def test_a_search_by_what_a_measure_does_not_tell_is_refused_before_any_forward(name: str, part: Part) -> None:
+    model = tiny_model("llama")
+    judge = CutJudge(decoder_of(model), SEQUENCES, name)
+    units = tuple(Unit(i, part) for i in range(DEPTH))
+    with counted(model) as runs, pytest.raises(ConfigError, match=f"measure '{name}' (tells|looks at the whole)"):
+        greedy(Problem("org/model", DEPTH, units, 2, None, judge))
+    with counted(model) as again, pytest.raises(ConfigError, match=f"measure '{name}' (tells|looks at the whole)"):
+        judge.importances(frozenset(), units)
+    assert not runs and not again
+
+
+@pytest.mark.parametrize(("model_type", "most"), [("llama", 2.25), ("gpt_neox", 3.0)])
+def test_runs_that_a_measure_asks_for_are_counted_and_promised(model_type: str, most: float) -> None:
+    """Blocks run again without their parts; how often depends on the family, and is known behind the first batch."""
+    model = tiny_model(model_type)
+    decoder = decoder_of(model)
+    units = [Unit(i, part) for i in range(DEPTH) for part in ("attention", "mlp")]
+    judge = CutJudge(decoder, SEQUENCES, "sublayer_cosine", batch_size=1)
+    runs = 0
+
+    def run(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    silent = as_cut([2, 5])
+    for block in decoder.blocks:  # each run of a block, and no silenced part, norms what it is given
+        block.input_layernorm.register_forward_pre_hook(run)
+    promised = judge.cost_of_rounds(units, 2)
+    judge.importances(silent, [unit for unit in units if unit.layer not in (2, 5)])
+    assert runs == round(judge.forwards * DEPTH * len(SEQUENCES))
+    assert 1.5 < judge.forwards <= 0.75 * most and promised == 6
+    tight = CutJudge(decoder, SEQUENCES, "sublayer_cosine", limit=2)
+    with pytest.raises(ConfigError, match="has come to 3 forwards .* allows 2"):
+        tight.importances(frozenset(), units)
+    with pytest.raises(ConfigError, match="takes up to 3 forwards .* allows 2"):
+        measure_model(decoder, Samples(tuple(FEW), TEXT), model=reference(DEPTH), name=tight.objective, max_forwards=2)
+
+
+def test_parts_that_are_not_there_are_told() -> None:
+    samples = Samples(tuple(FEW), TEXT)
+    for name in ("loss", "kl", "sublayer_cosine"):
+        with pytest.raises(
+            ConfigError, match=r"has no attentions.* that could go alone .*MambaBlock.*take unit='block'"
+        ):
+            measure_model(
+                decoder_of(tiny_model("mamba")), samples, model=reference(DEPTH), name=name, unit="attention"
+            )
 
 
 def test_whole() -> None:
@@ -312,7 +370,15 @@ def test_comparing_costs_the_whole_model_besides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("loss", "block"), ("kl", "block"), ("kl", "attention"), ("angular", "block")]
+    ("name", "part"),
+    [
+        ("loss", "block"),
+        ("kl", "block"),
+        ("kl", "attention"),
+        ("shapley_near", "block"),
+        ("block_influence", "block"),
+        ("sublayer_cosine", "attention"),
+    ],
 )
 def test_cost_of_rounds_is_never_less_than_what_they_take(name: str, part: str) -> None:
     decoder, draw = decoder_of(tiny_model("llama")), random.Random(name)
@@ -324,13 +390,11 @@ def test_cost_of_rounds_is_never_less_than_what_they_take(name: str, part: str) 
         removed: Cut = frozenset()
         for _ in range(rounds):
             left = [unit for unit in units if unit not in removed]
-            if name == "angular":  # tells of no single blocks; what it costs is that of all measures of one pass
-                judge._spend(judge._cost_of_round(removed, left))
-            else:
-                judge.importances(removed, left)
+            judge.importances(removed, left)
             removed |= {draw.choice(left)}
         assert judge.forwards <= allowed + 1e-9
-        assert allowed <= judge.forwards + 2 * rounds * (1 if part == "block" else 2)
+        if name != "shapley_near":  # whose cuts share less or more as they are drawn
+            assert allowed <= judge.forwards + 2 * rounds * (1 if part == "block" else 2)
 
 
 def test_forwards_that_are_not_allowed_are_refused_with_their_number() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from hf_prune import PrunerConfig
 from hf_prune.cli.app import app
+from tests import method_list
 from tests.cli.support import call, fast, parses, planted, recipe
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,12 @@ def test_the_readme_shows_every_command() -> None:
 @pytest.mark.parametrize("line", [*LINES, *INLINE])
 def test_commands_of_the_readme(line: str) -> None:
     parses(line)
+
+
+def test_the_readme_lists_every_method() -> None:
+    found = re.search(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", README, re.DOTALL)
+    assert found is not None, "expected the table between <!-- methods --> and <!-- /methods -->"
+    assert found[1] == method_list.render(), "make it anew: python -m tests.method_list"
 
 
 def test_flags_that_the_readme_names() -> None:

@@ -120,7 +120,7 @@ def test_verifying_catches_what_is_not_so(base: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export='hard' is for attentions and MLPs"):
         PrunerConfig(method="uidl", drop_layers=2, surgery_kwargs={"export": "hard"})
-    with pytest.raises(ConfigError, match="export='firm'; expected 'soft' or 'hard'"):
+    with pytest.raises(ConfigError, match="export='firm'; expected one of: 'soft', 'hard'"):
         PrunerConfig(method="blockpruner", drop_layers=2, surgery_kwargs={"export": "firm"})
     base_folder(tmp_path / "gpt2", "gpt2")
     with pytest.raises(ArchitectureError, match="gpt2.* is there for llama"):

@@ -271,6 +271,11 @@ def test_masked_weights_are_the_bases_but_for_zeros(base: Path, tmp_path: Path) 
     assert found["masked tensors"].status == "pass" and found["masked tensors"].measured == "38 hold zeros"
     text = (folder / "README.md").read_text()
     assert "set to zero" in text and "neither smaller nor faster" in text
+    assert found["share of zeros"].status == "pass" and found["share of zeros"].claimed == "at least 50.00%"
+    plan = Finished.load(folder).plan
+    dataclasses.replace(plan, sparsity=0.7).save(folder / "pruning")
+    assert "share of zeros" in failed(checks(folder, base))
+    plan.save(folder / "pruning")
     name = "model.layers.1.mlp.up_proj.weight"
 
     def change(tensors: dict[str, torch.Tensor]) -> None:

@@ -137,6 +137,7 @@ def _dry_run(
     from hf_prune.comparing.bench import begin
     from hf_prune.comparing.estimate import estimated_forwards
     from hf_prune.comparing.words import amount_in_words
+    from hf_prune.method_table import forwards as told_forwards
 
     begun = begin(model, config, folder, **choice, weights=False, **loading.load_kwargs())
     ref, best, seeds = begun.source.ref, choice["best"], begun.seeds
@@ -146,7 +147,7 @@ def _dry_run(
         number = forwards.get(entry.method)
         told = "" if number is None else f"{number:.4g}"
         what = "measured" if entry.impossible is None else f"skipped: {entry.impossible}"
-        cost = get_method(entry.method).cost
+        cost = told_forwards(get_method(entry.method))
         lines.append((entry.method, amount_in_words(entry.amount, entry.amount_of), told, cost, what))
     console.show(rows(lines, ("method", "removed", "forwards", "as its recipe says", "what would be done")))
     possible = len(forwards)

@@ -62,7 +62,8 @@ def make_config(
     if recipe.method is not None and recipe.method != base.method:
         # What the file says of its own method's parts is not said of another's.
         base = dataclasses.replace(base, **_NO_PARTS)
-    changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last", "max_forwards", *_PARTS)
+    changes |= _given(recipe, "method", "sparsity_of", "protect_first", "protect_last", *_PARTS)
+    changes |= _given(recipe, "max_forwards", "effort", "rounds")
     if recipe.protect is not None:
         changes["protect"] = parse_layers(recipe.protect, "--protect")
     # What a finished recipe says of its own base is not true of the model at hand.

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hf_prune import serial
@@ -50,13 +51,33 @@ class Console:
         sys.stdout.flush()
 
 
-def rows(lines: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """A plain text table with aligned columns."""
+WIDTH = 120
+"""Letters of a line that people can read."""
+
+
+def rows(lines: Iterable[tuple[str, ...]], header: tuple[str, ...], width: int | None = None) -> str:
+    """A plain text table with aligned columns.
+
+    Args:
+        lines: cells.
+        header: names of the columns.
+        width: where lines are broken, in the last column; None breaks none.
+    """
     table = [header, *lines]
+    if width is not None:
+        table = list(_broken(table, width))
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
     )
+
+
+def _broken(table: list[tuple[str, ...]], width: int) -> Iterator[tuple[str, ...]]:
+    room = width - sum(max(len(row[i]) for row in table) + 2 for i in range(len(table[0]) - 1))
+    for *cells, last in table:
+        first, *rest = textwrap.wrap(last, room) or [""]
+        yield (*cells, first)
+        yield from ((*[""] * len(cells), more) for more in rest)
 
 
 def _hide_bars() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hf_prune.cli.console import Console, rows
+from hf_prune.cli.console import WIDTH, Console, rows
 from hf_prune.cli.options import ConsoleOptions, grouped
 from hf_prune.errors import ConfigError
 
@@ -69,6 +69,10 @@ def _methods(console: Console) -> None:
         console.done("methods", {method.name: described(method) for method in METHODS.values()})
     else:
         console.show(rows(method_rows(), METHOD_HEADER))
+        console.say(
+            "Forwards are passes of the calibration text to choose n of L layers; a judge runs cut models. Without\n"
+            "parts or weights the model stays as large. Papers are numbers on arXiv. All of one: hf-prune methods NAME"
+        )
 
 
 def _one_method(console: Console, name: str) -> None:
@@ -107,4 +111,4 @@ def _entries(console: Console, kind: str) -> None:
         }
         console.done(kind, facts)
     else:
-        console.show(rows(entry_rows(kind), ENTRY_HEADER))
+        console.show(rows(entry_rows(kind), ENTRY_HEADER, WIDTH))

@@ -131,6 +131,14 @@ class RecipeOptions:
     max_forwards: Annotated[
         int | None, _option("Passes of the text that choosing may take. Default: 1000.", panel="Recipe")
     ] = None
+    effort: Annotated[
+        str | None,
+        _option("How long method auto may choose: instant, minutes, hours. Default: by the machine.", panel="Recipe"),
+    ] = None
+    rounds: Annotated[
+        int | None,
+        _option("Prune and heal in so many rounds, each on what the one before healed. Default: 1.", panel="Recipe"),
+    ] = None
     config: Annotated[
         str | None, _option("Recipe file, folder or repo; the other options override it.", panel="Recipe")
     ] = None

@@ -148,10 +148,24 @@ def plan_command(
 
 def _plan_from_scores(config: Any, scores: Scores) -> Plan:
     from hf_prune.amounts import sizes_told_by
+    from hf_prune.auto import AUTO
     from hf_prune.errors import ConfigError
-    from hf_prune.plan import make_plan
+    from hf_prune.plan import check_single_round, make_plan
     from hf_prune.registry import fitted
+    from hf_prune.units import parts_of
 
+    check_single_round(config)
+    if config.method == AUTO:
+        raise ConfigError(
+            f"method '{AUTO}' becomes another one by the model, which scores do not hold; name a method, or plan from "
+            f"the model: hf-prune plan {scores.model.id} ..."
+        )
+    unit = config.recipe().unit
+    if unit != "block" and not set(parts_of(unit)) & scores.importances.keys():
+        raise ConfigError(
+            f"unit='{unit}': these scores of measure '{scores.measure}' tell of whole blocks; measure again with "
+            f"--unit {unit}, or plan from the model: hf-prune plan {scores.model.id} ..."
+        )
     if config.recipe().surgery in fitted:
         raise ConfigError(
             f"surgery '{config.recipe().surgery}' is fitted to the model, which scores do not hold; plan from the "

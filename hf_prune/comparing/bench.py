@@ -125,7 +125,7 @@ def bench_methods(
         config: what all share; its method says whose options it holds, and how all are healed.
         output: new or empty folder, or that of an earlier comparison on the same model.
         amount: how much goes; None takes the config's.
-        methods: recipe names; None takes all.
+        methods: recipe names; None takes all but "auto", which becomes one of the others.
         seeds: None takes that of the config's calibration.
         best: how many methods, the best with the first seed, are tried with the other seeds; None tries all.
         heal: whether each model is healed too, and ranked by what it is then.

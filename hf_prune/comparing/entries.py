@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune.amounts import check_amount
+from hf_prune.auto import AUTO
+from hf_prune.comparing.allowed import check_forwards
 from hf_prune.comparing.record import AmountOf, Contender
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
@@ -109,19 +111,24 @@ def entries(
         amount: how much goes; where it is none, the config's.
         ref: the base model.
         model_config: its text config.
-        methods: recipe names; None takes all.
+        methods: recipe names; None takes all but "auto", which becomes one of the others.
         heal: whether each is healed.
 
     Raises:
         ConfigError: an unknown method, one that is named twice, no amount, or one that means nothing.
     """
-    names = list(METHODS) if methods is None else list(methods)
+    names = [name for name in METHODS if name != AUTO] if methods is None else list(methods)
     if not names:
         raise ConfigError(f"no methods to compare on '{ref.id}'; expected some of: {', '.join(METHODS)}")
     for name in names:
         get_method(name)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"method '{twice[0]}' is named twice; name each once")
+    if AUTO in names:
+        raise ConfigError(
+            f"method '{AUTO}' becomes another one by model, machine and amount, and a comparison tells of named ones; "
+            "name what it becomes (hf-prune run --method auto --dry-run tells that)"
+        )
     amount = amount.or_of(config)
     _check_amount_given(config, amount, ref)
     check_texts(config, names)
@@ -188,6 +195,7 @@ def _why_not(config: PrunerConfig, ref: ModelRef, model_config: Any, heal: bool)
             check_reachable(config, ref, slicing_costs(config, ref, model_config))
         else:
             check_amount(config, ref.num_layers, ref.id)
+            check_forwards(config, ref)
         if heal:
             check_healable(config)
     except (ArchitectureError, CheckpointError, ConfigError) as error:

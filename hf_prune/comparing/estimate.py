@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from hf_prune.amounts import Sizes
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError, PruneError
-from hf_prune.objective import OutputMeasure
+from hf_prune.objective import OutputMeasure, leave_one_out
 from hf_prune.plan import choose_plan
 from hf_prune.records import ModelRef
 from hf_prune.registry import measure, planner
+from hf_prune.runner import most_runs
 from hf_prune.tries import branchings
 from hf_prune.units import PARTS, Cut, Part, Unit, parts_of
 
@@ -35,6 +36,9 @@ class CountingJudge:
 
     def scores(self, cuts: Sequence[Cut], share: float = 1.0) -> list[float]:
         """See `hf_prune.planners.problem.Judge`."""
+        if self._entry.needs == "tasks":
+            self.forwards += sum(map(self.runs, cuts))
+            return self._made_up(cuts)
         return self._scores(self._entry.function(**self._options), cuts, share)
 
     def importances(self, removed: Cut, units: Sequence[Unit]) -> dict[Unit, float]:
@@ -42,7 +46,9 @@ class CountingJudge:
         if self._entry.needs == "outputs":
             made: OutputMeasure = self._entry.function(**self._options)
             return made.attribute(lambda cuts: self._scores(made, cuts), units, removed)
-        self.forwards += 1 - len({unit.layer for unit in removed if unit.part == "block"}) / self._depth
+        if self._entry.needs == "tasks":
+            return leave_one_out(self.scores, units, removed)
+        self.forwards += self.runs(removed) * most_runs(self._entry.function(**self._options))
         return {unit: float(unit.layer) for unit in units}
 
     def cost(self, forwards: float, share: float = 1.0) -> float:
@@ -58,17 +64,24 @@ class CountingJudge:
         if forwards > self._limit:
             raise ConfigError(f"{what} takes up to {forwards:.0f} forwards; max_forwards allows {self._limit}")
 
+    def runs(self, cut: Cut) -> float:
+        """One pass of the text through a cut model, in forwards of the whole one."""
+        return 1 - len({unit.layer for unit in cut if unit.part == "block"}) / self._depth
+
     def _scores(self, made: OutputMeasure, cuts: Sequence[Cut], share: float = 1.0) -> list[float]:
         asked = [_WHOLE, *cuts] if made.compares else list(cuts)
         self.forwards += share * branchings(asked, self._depth).block_runs() / self._depth
+        return self._made_up(cuts)
+
+    @staticmethod
+    def _made_up(cuts: Sequence[Cut]) -> list[float]:
         return [1.0 + sum(1 / (1 + unit.layer) for unit in cut) for cut in cuts]
 
 
 def estimated_forwards(config: PrunerConfig, ref: ModelRef) -> float | None:
     """Passes of the calibration text through the whole model that measuring and searching would take.
 
-    Forward passes alone: a measure of gradients has a backward pass as well. What fitting and slicing read besides is
-    not in them.
+    A backward pass counts as the forwards that take as long. What fitting and slicing read besides is not in them.
 
     Args:
         config: the recipe with its amount.
@@ -84,17 +97,21 @@ def estimated_forwards(config: PrunerConfig, ref: ModelRef) -> float | None:
     judge = CountingJudge(recipe.measure, config, depth)
     if recipe.cuts == "layers" and planner.get(recipe.planner).needs == "judge":
         try:
-            choose_plan(config, ref, _alike(depth), None, judge)
+            choose_plan(config, ref, alike(depth), None, judge)
         except PruneError:  # the amount has to be weighed, or the search cannot be: the run itself will say so
             return None
         return judge.forwards
-    if needs == "outputs":
+    if needs in ("outputs", "tasks"):
         judge.importances(_WHOLE, [Unit(i, part) for part in parts_of(recipe.unit) for i in range(depth)])
         return judge.forwards
-    return 0.0 if needs == "weights" else 1.0
+    if needs == "pass":
+        return float(most_runs(measure.get(recipe.measure).function(**config.options("measure"))))
+    if needs == "gradients":
+        return float(measure.get(recipe.measure).function(**config.options("measure")).forwards(depth))
+    return 0.0
 
 
-def _alike(depth: int) -> Sizes:
+def alike(depth: int) -> Sizes:
     """Sizes of a model of equal blocks, each of two equal parts; only their shares matter."""
     whole, half = (2,) * depth, (1,) * depth
     parts: dict[Part, dict[str, tuple[int, ...]]] = {

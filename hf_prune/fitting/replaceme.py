@@ -145,6 +145,9 @@ def folded(task: Task, changes: Sequence[torch.Tensor | None], notes: tuple[str,
             tensors[f"{len(layers)}.{name}.{leaf}"] = fold(parameter, change, transposed=isinstance(module, Conv1D))
         layers.append(layer)
     replaced = [Operation("replace", tuple(layers))] if layers else []
+    dtype = str(next(task.decoder.blocks[task.windows()[0].start - 1].parameters()).dtype).removeprefix("torch.")
+    if layers and dtype not in ("float32", "float64"):
+        notes = (*notes, f"These errors are those of the maps as they were fitted, before rounding to {dtype}.")
     return Fitted((*replaced, drop(task.layers)), tensors, notes)
 
 

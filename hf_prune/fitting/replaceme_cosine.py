@@ -64,6 +64,14 @@ def replaceme_cosine(
             "at least 1, and more than 0"
         )
     check_foldable(task, "replaceme_cosine")
+    width = task.decoder.config.hidden_size
+    enough = math.ceil(min_tokens_per_width * width / (1 - held_out)) if 0 < held_out < 1 else 0
+    if max_tokens < enough:  # more samples would not help
+        raise ConfigError(
+            f"max_tokens={max_tokens}: a map of {width} x {width} numbers takes {min_tokens_per_width} x {width} "
+            f"tokens beside those that are held out ({held_out}); expected at least {enough}, or surgery "
+            "'replaceme', which keeps none"
+        )
     fit, decide = split(_first(task.sequences, max_tokens), held_out, "replaceme_cosine")
     check_tokens(task, fit, min_tokens_per_width, "replaceme_cosine")
     seen = KeptSeams(task.decoder, task.windows(), task.scratch)

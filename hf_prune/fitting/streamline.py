@@ -46,7 +46,8 @@ def streamline(
     over tokens and channels. AdamW with betas 0.9 and 0.95, weight decay 1e-3, gradients clipped to norm 5, a cosine
     from `learning_rate` to `final_learning_rate`, as in the released code; the paper trains on 30 000 documents and
     more, here it is the calibration text, several times. Weights are float32 while they are trained; no other block is
-    touched. Held-out text decides whether the trained block is used; else block s stays as it was.
+    touched. Held-out text decides whether the trained block is used, in the dtype that the model has; else block s
+    stays as it was.
 
     Each of several windows is trained on the original's states.
 
@@ -88,6 +89,7 @@ def streamline(
             )
         if dropped > 0:
             _train(block, fit, task, window, epochs, learning_rate, final_learning_rate)
+            _round(block, task.decoder.blocks[window.start - 1])
         error = _error(block, decide)
         gone, tried = ranges(window.layers), f"{error:.4g} on held-out text, {dropped:.4g} before training"
         if error < dropped:
@@ -166,6 +168,13 @@ def _error(block: nn.Module, seen: _Seen) -> float:
 def _squares(block: nn.Module, seen: _Seen, number: int) -> torch.Tensor:
     hidden, call, wanted, mask = seen.get(number, next(block.parameters()).device)
     return (first(run_block(block, call, hidden)) - wanted)[mask.bool()].square()
+
+
+@torch.no_grad()
+def _round(block: nn.Module, model: nn.Module) -> None:
+    """Leave the block only the digits that the model's dtype has: half precision may swallow what training changed."""
+    for name, parameter in block.named_parameters():
+        parameter.copy_(parameter.to(model.get_parameter(name).dtype))
 
 
 def _train(block: nn.Module, seen: _Seen, task: Task, window: Window, epochs: int, rate: float, final: float) -> None:

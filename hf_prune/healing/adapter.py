@@ -1,6 +1,7 @@
 """LoRA adapters: put on a model, taken off as tensors, saved without asking the Hub."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig
 from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.healing.targets import Targets, find_targets
+from hf_prune.units import Unit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,7 +54,11 @@ def add_adapter(model: PreTrainedModel, config: HealingConfig, targets: Targets)
 
 
 def attach(
-    model: PreTrainedModel, config: HealingConfig, state: dict[str, torch.Tensor], base_model: str
+    model: PreTrainedModel,
+    config: HealingConfig,
+    state: dict[str, torch.Tensor],
+    base_model: str,
+    silent: Collection[Unit] = (),
 ) -> "PeftModel":
     """Put trained adapters on a plain model, for inference.
 
@@ -61,11 +67,12 @@ def attach(
         config: resolved.
         state: from `adapter_state`.
         base_model: what the adapter calls its base.
+        silent: see `find_targets`.
     """
     from peft import set_peft_model_state_dict
 
     assert config.target
-    adapted = add_adapter(model, config, find_targets(decoder_of(model, base_model), config.target))
+    adapted = add_adapter(model, config, find_targets(decoder_of(model, base_model), config.target, silent))
     result: Any = set_peft_model_state_dict(adapted, state)
     assert not result.unexpected_keys, result.unexpected_keys
     # Only now: with a name instead of a folder there, PEFT asks the Hub whenever it saves.

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import logging
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from hf_prune.healing.targets import Targets, find_targets
 from hf_prune.records import Healing, HeldOutLoss
 from hf_prune.samples import Samples
 from hf_prune.samples import digest as samples_digest
+from hf_prune.units import Unit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,6 +70,7 @@ def heal(
     original_loss: float | None = None,
     progress: bool = True,
     trust_remote_code: bool = False,
+    silent: Collection[Unit] = (),
 ) -> HealResult:
     """Heal a pruned checkpoint.
 
@@ -87,6 +90,7 @@ def heal(
         original_loss: held-out loss of the model before pruning, for the record.
         progress: whether to show a bar.
         trust_remote_code: whether to run code from `pruned_folder`.
+        silent: parts of the pruned model that write nothing; they are not trained.
 
     Raises:
         ConfigError: settings are not resolved.
@@ -113,7 +117,7 @@ def heal(
 
     loaded = _load_for_training(pruned_folder, device, quantized, speed, trust_remote_code)
     assert config.target
-    targets = find_targets(decoder_of(loaded, pruned_folder.name), config.target)
+    targets = find_targets(decoder_of(loaded, pruned_folder.name), config.target, silent)
     from transformers import set_seed  # here, because it brings peft and bitsandbytes along
 
     set_seed(config.seed)
@@ -131,7 +135,7 @@ def heal(
 
     plain = checkpoint.load(pruned_folder, device, trust_remote_code=trust_remote_code)
     loss_pruned = held_out_loss(plain, held_out, batch_size=micro)
-    adapted = attach(plain, config, state, base_model)
+    adapted = attach(plain, config, state, base_model, silent)
     loss_adapter = held_out_loss(adapted, held_out, batch_size=micro)
     save_adapter(adapted, state, work / _ADAPTER)
     merged = adapted.unload()
@@ -150,7 +154,7 @@ def heal(
         del plain, adapted, merged, model
         _free(device)
         plain = checkpoint.load(pruned_folder, device, trust_remote_code=trust_remote_code)
-        model = attach(plain, config, state, base_model)
+        model = attach(plain, config, state, base_model, silent)
     notes += _notes(targets, done, samples, config, losses)
     for note in notes:
         log.warning(note)

@@ -1,6 +1,7 @@
 """Which linear maps carry adapters."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_prune.architecture import Decoder
+from hf_prune.architecture.sublayers import part_modules
 from hf_prune.errors import ArchitectureError
+from hf_prune.units import Unit
 
 # Parts of a block's dotted names. Attention, state space and convolution layers mix tokens; routers choose experts
 # and are left as they are, or healing would move tokens to experts that were trained for others.
@@ -36,18 +39,25 @@ class Targets:
     warning: str | None = None
 
 
-def find_targets(decoder: Decoder, kind: Literal["mlp", "all"]) -> Targets:
+def find_targets(decoder: Decoder, kind: Literal["mlp", "all"], silent: Collection[Unit] = ()) -> Targets:
     """Find the linear maps inside the blocks, by what they are and where they sit.
 
     "mlp" means every linear map outside of attention (and other token mixers), "all" means those as well; routers
     never count. The shortcuts of a sliced model belong to neither attention nor MLP, whatever they are called after:
     they are the residual's own map, and "all" alone adapts them. Experts that are fused into one tensor are no linear
     maps and get no adapter; where a model has no other MLP, the adapters go to attention instead, with a warning.
+    Parts that were silenced get none: what an adapter adds to a weight of zeros would let them speak again.
+
+    Args:
+        decoder: the model.
+        kind: see above.
+        silent: parts that write nothing, and are to stay so.
 
     Raises:
         ArchitectureError: the blocks hold no linear map that could carry an adapter.
     """
-    linears = _linears(decoder)
+    quiet = quiet_modules(decoder, silent)
+    linears = _linears(decoder, quiet)
     branches = [name for name in linears if not is_shortcut(name)]
     mlp = [name for name in branches if not any(_MIXER.search(part) for part in name.split("."))]
     names = mlp if kind == "mlp" else list(linears)
@@ -74,7 +84,23 @@ def find_targets(decoder: Decoder, kind: Literal["mlp", "all"]) -> Targets:
             f"'{decoder.name}' mixes nn.Linear and Conv1D among {names}; expected one kind for one adapter"
         )
     pattern = rf"{re.escape(decoder.blocks_path)}\.\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
+    if quiet:
+        pattern = rf"(?!(?:{'|'.join(map(re.escape, quiet))})(?:\.|$)){pattern}"
     return Targets(tuple(sorted(names)), pattern, True in kinds, warning)
+
+
+def quiet_modules(decoder: Decoder, silent: Collection[Unit]) -> list[str]:
+    """Full names of the modules that silenced parts are made of.
+
+    Args:
+        decoder: the model.
+        silent: parts of it that write nothing.
+    """
+    return sorted(
+        f"{decoder.blocks_path}.{unit.layer}.{name}"
+        for unit in silent
+        for name in part_modules(decoder.blocks[unit.layer], unit.part)
+    )
 
 
 def is_shortcut(name: str) -> bool:
@@ -82,11 +108,13 @@ def is_shortcut(name: str) -> bool:
     return _SHORTCUT.match(name.rpartition(".")[2]) is not None
 
 
-def _linears(decoder: Decoder) -> dict[str, bool]:
-    """Dotted names of the linear maps within any block, and whether they are Conv1D."""
+def _linears(decoder: Decoder, quiet: Collection[str]) -> dict[str, bool]:
+    """Dotted names of the linear maps within any block, but for quiet modules, and whether they are Conv1D."""
     found: dict[str, bool] = {}
-    for block in decoder.blocks:
+    for position, block in enumerate(decoder.blocks):
         for name, module in block.named_modules():
+            if f"{decoder.blocks_path}.{position}.{name}.".startswith(tuple(f"{each}." for each in quiet)):
+                continue
             # Linear4bit and Linear8bitLt of bitsandbytes are subclasses of nn.Linear.
             is_linear = isinstance(module, nn.Linear | Conv1D)
             if is_linear and not any(_ROUTER.search(part) for part in name.split(".")):

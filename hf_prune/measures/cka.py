@@ -18,6 +18,7 @@ _FEWEST = 4
     title="Distance between block inputs by linear centred kernel alignment, all pairs",
     url="https://arxiv.org/abs/1905.00414",
     needs="pass",
+    scores=("pairs",),
 )
 def cka(*, skip_first: bool = False) -> "PairwiseAlignment":
     """1 - CKA(h_i, h_j) of all pairs, linear kernel, in [0, 2] (Kornblith et al. section 3; the map of SLM).
@@ -57,7 +58,7 @@ class PairwiseAlignment(StatePairs):
             self._sums = torch.zeros(4, len(states), len(states), dtype=torch.float64)
         if len(states[0]) < _FEWEST:
             return
-        found = alignments(states).cpu()
+        found = alignments(states, self._chunk).cpu()
         own = found.diagonal()
         self._sums += torch.stack([found, found**2, found * own[:, None], own[:, None] * own])
         self._samples += 1
@@ -95,7 +96,7 @@ class PairwiseAlignment(StatePairs):
         }
 
 
-def alignments(states: Sequence[torch.Tensor]) -> torch.Tensor:
+def alignments(states: Sequence[torch.Tensor], most: int | None = None) -> torch.Tensor:
     """HSIC between all pairs of points, each without bias, times the number of tokens.
 
     With K the products of all pairs of tokens at a point, and K' what is left of K without its diagonal when rows and
@@ -104,13 +105,14 @@ def alignments(states: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Args:
         states: (tokens, width) of each point, any float dtype, on one device that has float64; at least 4 tokens.
+        most: bytes of tables that are there at once, see `chunks`.
 
     Returns:
         (points, points) float64, on that device.
     """
     points, tokens = len(states), len(states[0])
     found = torch.zeros(points, points, dtype=torch.float64, device=states[0].device)
-    for part in chunks(tokens, points * tokens * 8):
+    for part in chunks(tokens, points * tokens * 8, most):
         # A few rows of the tables of all points: all of them are larger than the states.
         rows = torch.stack([_centred_rows(state, part) for state in states]).flatten(1)
         found += rows @ rows.T

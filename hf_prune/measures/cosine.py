@@ -15,6 +15,7 @@ from hf_prune.registry import measure
     title="Cosine distance between block inputs, all pairs",
     url="https://arxiv.org/abs/2403.19135",
     needs="pass",
+    scores=("pairs", "cosines"),
 )
 def cosine(*, tokens: str = "all", skip_first: bool = False) -> "PairwiseCosines":
     """1 - E cos(h_i, h_j) of all pairs, in [0, 2] (LLM-Streamline; LoRP equations 3 and 4).
@@ -46,7 +47,7 @@ class PairwiseCosines(StatePairs):
         if not len(self._seen.table):
             self._seen = TokenSums(points, points)
         total = torch.zeros(points, points, dtype=torch.float64)
-        for part in chunks(tokens, points * (width + points) * 8):
+        for part in chunks(tokens, points * (width + points) * 8, self._chunk):
             total += pairwise_cosines(torch.stack([state[part].double() for state in states])).sum(0).cpu()
         self._seen.add((slice(None), slice(None)), total, tokens)
 

@@ -10,7 +10,13 @@ from hf_prune.registry import measure
 _URL = "https://arxiv.org/abs/2504.03794"
 
 
-@measure("entropy", title="Entropy that each block adds to the residual stream", url=_URL, needs="pass")
+@measure(
+    "entropy",
+    title="Entropy that each block adds to the residual stream",
+    url=_URL,
+    needs="pass",
+    scores=("block",),
+)
 def entropy(*, bins: int = 20) -> LayerMeans:
     """H(h_(k+1)) - H(h_k) of each block, nats (EntroDrop's entropy increase); see `channel_entropy`.
 
@@ -27,7 +33,13 @@ def entropy(*, bins: int = 20) -> LayerMeans:
     return LayerMeans(_gain(bins))
 
 
-@measure("sublayer_entropy", title="Entropy that attention and MLP of each block add", url=_URL, needs="pass")
+@measure(
+    "sublayer_entropy",
+    title="Entropy that attention and MLP of each block add",
+    url=_URL,
+    needs="pass",
+    scores=("attention", "mlp"),
+)
 def sublayer_entropy(*, bins: int = 20) -> PartMeans:
     """H(x + f(norm x)) - H(x) of attention and of MLP, nats; see `entropy`, and `PartMeans` for x.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from hf_prune.measures.magnitude import by_part, double_sum, refuse_quantized, w
 from hf_prune.registry import measure
 from hf_prune.runner import evaluating
 from hf_prune.samples import Batch
+from hf_prune.units import PARTS
 
 Over = Literal["text", "sequences"]
 
@@ -23,10 +25,9 @@ Over = Literal["text", "sequences"]
     title="First-order loss of the weights, by gradients",
     url="https://arxiv.org/abs/2402.02834",
     needs="gradients",
+    scores=PARTS,
 )
-def taylor(
-    *, over: str = "text", blocks_at_once: int | None = None
-) -> Callable[[Decoder, Sequence[Batch]], dict[str, Any]]:
+def taylor(*, over: str = "text", blocks_at_once: int | None = None) -> "Taylor":
     """Sum of |W · dL/dW| over the weights of a block, of its attention, or of its MLP (Shortened LLaMA, Taylor).
 
     L is the mean next-token loss over all predicted tokens of the text, and the gradient that of this one loss: the
@@ -50,7 +51,32 @@ def taylor(
     if blocks_at_once is not None and (not isinstance(blocks_at_once, int) or blocks_at_once < 1):
         raise ConfigError(f"measure 'taylor' has blocks_at_once={blocks_at_once!r}; expected a number from 1 on")
 
-    def find(decoder: Decoder, batches: Sequence[Batch]) -> dict[str, Any]:
+    return Taylor(over == "text", blocks_at_once)
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Finds the sums; see `taylor`.
+
+    Attributes:
+        of_text: whether the loss is that of the whole text, not of each sequence.
+        blocks_at_once: whose gradients are found in one pass; None finds all.
+    """
+
+    of_text: bool
+    blocks_at_once: int | None
+
+    def __call__(self, decoder: Decoder, batches: Sequence[Batch]) -> dict[str, Any]:
+        """`importances` of all parts, and `forwards`.
+
+        Args:
+            decoder: the model, in memory.
+            batches: of text.
+
+        Raises:
+            ConfigError: weights are quantized, or not in memory.
+            MeasureError: the loss or a gradient is not finite.
+        """
         refuse_quantized(decoder, "taylor")
         sequences = [
             ids[:length]
@@ -58,15 +84,22 @@ def taylor(
             for ids, length in zip(batch.input_ids, batch.attention_mask.sum(1).tolist(), strict=True)
         ]
         sums: dict[nn.Parameter, torch.Tensor] = {}
-        forwards, depth = 0.0, decoder.num_layers
-        for start in range(0, depth, blocks_at_once or depth):
-            layers = range(depth)[start : start + (blocks_at_once or depth)]
-            sums |= _of_blocks(decoder, layers, sequences, over == "text")
-            # Backward, the gradients of what enters each block cost as much as a forward, those of its weights again.
-            forwards += 1 + (depth - start + len(layers)) / depth
-        return {"importances": by_part(decoder, sums), "forwards": forwards}
+        for layers in self._passes(decoder.num_layers):
+            sums |= _of_blocks(decoder, layers, sequences, self.of_text)
+        return {"importances": by_part(decoder, sums), "forwards": self.forwards(decoder.num_layers)}
 
-    return find
+    def forwards(self, depth: int) -> float:
+        """What it takes, in forwards of the text through the whole model.
+
+        Args:
+            depth: blocks that there are.
+        """
+        # Backward, the gradients of what enters each block cost as much as a forward, those of its weights again.
+        return sum(1 + (depth - layers.start + len(layers)) / depth for layers in self._passes(depth))
+
+    def _passes(self, depth: int) -> list[range]:
+        size = self.blocks_at_once or depth
+        return [range(start, min(start + size, depth)) for start in range(0, depth, size)]
 
 
 def _of_blocks(

@@ -17,6 +17,7 @@ _ORDERS = {"l1": 1.0, "l2": 2.0}
     title="How far each block turns the residual stream",
     url="https://arxiv.org/abs/2403.03853",
     needs="pass",
+    scores=("block",),
 )
 def block_influence(*, tokens: str = "all", skip_first: bool = False) -> LayerMeans:
     """Block Influence BI_k = 1 - E cos(h_k, h_(k+1)), in [0, 2] (ShortGPT equation 1).
@@ -38,6 +39,7 @@ def block_influence(*, tokens: str = "all", skip_first: bool = False) -> LayerMe
     title="Magnitude of what each block adds, relative to what enters it",
     url="https://arxiv.org/abs/2407.16286",
     needs="pass",
+    scores=("block",),
 )
 def relative_magnitude(*, norm: str = "l2", tokens: str = "all", skip_first: bool = False) -> LayerMeans:
     """E |h_(k+1) - h_k| / |h_k|: what a block adds relative to its input ("A deeper look at depth pruning").

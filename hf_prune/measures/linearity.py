@@ -20,6 +20,7 @@ from hf_prune.runner import Place
     title="How far the attention of each block is from a linear map, by canonical correlation",
     url="https://arxiv.org/abs/2505.21077",
     needs="pass",
+    scores=("attention",),
 )
 def linearity() -> "Linearity":
     """Σ (1 - ρ_i²) over the canonical correlations ρ_i between x and x + attention(x), at least 0 (NBL section 3).

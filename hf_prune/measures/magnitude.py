@@ -19,6 +19,7 @@ from hf_prune.units import PARTS, Part
     title="Sum of the weights' magnitudes",
     url="https://arxiv.org/abs/2402.02834",
     needs="weights",
+    scores=PARTS,
 )
 def magnitude(*, p: int = 1) -> Callable[[Decoder, Sequence[Batch]], dict[str, Any]]:
     """Sum of |W|^p over all weights of a block, of its attention, or of its MLP (Shortened LLaMA, Mag).

@@ -23,6 +23,7 @@ PARTS: tuple[Part, Part] = ("attention", "mlp")
     title="How far attention and MLP of each block turn the residual stream",
     url="https://arxiv.org/abs/2406.15786",
     needs="pass",
+    scores=("attention", "mlp"),
 )
 def sublayer_cosine(*, skip_first: bool = False) -> "PartMeans":
     """1 - E cos(x, x + f(norm x)) of attention and of MLP, in [0, 2] (LLM-Drop).
@@ -52,6 +53,8 @@ class PartMeans:
         value: see `Value`; given the states that a part reads from, and those with what it adds.
         skip_first: leave out the first real token of each sample.
     """
+
+    most_runs = 1 + len(PARTS)
 
     def __init__(self, value: Value, skip_first: bool = False) -> None:
         self._value, self._skip = value, bool(skip_first)

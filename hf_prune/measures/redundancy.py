@@ -13,6 +13,7 @@ from hf_prune.registry import measure
     title="Cosine between input and output of each layer, all tokens",
     url="https://arxiv.org/abs/2411.03513",
     needs="pass",
+    scores=("layers",),
 )
 def redundancy(*, skip_first: bool = False) -> "LayerCosines":
     """Mean cosine of h_l and h_(l+1) of each layer (what Dynamic Slicing scales to its Layer Redundancy score).

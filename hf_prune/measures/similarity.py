@@ -13,6 +13,7 @@ from hf_prune.runner import Place
     title="Angular distance between block inputs, last token",
     url="https://arxiv.org/abs/2403.17887",
     needs="pass",
+    scores=("pairs",),
 )
 def angular() -> "PairwiseAngles":
     """Mean angle between h_i and h_j at the last token of each sample (UIDL equation 7)."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from hf_prune.runner import Place
 CHUNK_BYTES = 2**28
 """Of float64 copies at once."""
 
+_LEAST_CHUNK = 2**22
+"""Where memory is bounded: single tokens would take forever."""
+
 
 class StatePairs(ABC):
     """Keeps the states of a batch until its last block has run, then looks at one sample after the other.
@@ -21,8 +25,8 @@ class StatePairs(ABC):
     way. While the model is in memory that is one batch (for 8 samples of 2048 tokens and a model of 32 layers and
     width 4096, in bfloat16, 4.4 GB); while its weights are read block by block it is all of them (for 128 such samples
     71 GB): no pair of layers is left out, and states that lie far apart have to wait for each other. A quarter of the
-    memory that is free is used for them, and the system's place for temporary files from there on. Of the last token
-    alone it is (layers + 1) x samples x width.
+    memory that is free is used for them, and from there on the folder that the walker is given for hidden states, or
+    the system's place for temporary files. Of the last token alone it is (layers + 1) x samples x width.
 
     Args:
         tokens: "all", or only the "last" real one of each sample.
@@ -36,6 +40,18 @@ class StatePairs(ABC):
         self._which, self._skip = check_tokens(tokens), bool(skip_first)
         self._lengths: dict[int, list[int]] = {}
         self._store = ActivationStore()
+        self._chunk: int | None = None
+
+    def keep_in(self, folder: Path | None, budget: int | None) -> None:
+        """Say where states go that memory has no room for; call it before the first batch.
+
+        Args:
+            folder: on a disk with room; the system's for temporary files when None.
+            budget: bytes of memory for them and for what is computed of them; None leaves that as it is.
+        """
+        if budget is not None:
+            self._chunk = min(CHUNK_BYTES, max(_LEAST_CHUNK, budget // 8))  # of which there are a few copies at once
+        self._store = ActivationStore(self._store.budget if budget is None else budget // 2, folder)
 
     def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
         """Keep this batch's states; look at them after the last block.
@@ -86,14 +102,15 @@ class StatePairs(ABC):
         """See `Observer.result`."""
 
 
-def chunks(tokens: int, bytes_a_token: int) -> Iterator[slice]:
-    """Tokens in parts whose float64 copies stay within `CHUNK_BYTES`.
+def chunks(tokens: int, bytes_a_token: int, most: int | None = None) -> Iterator[slice]:
+    """Tokens in parts whose float64 copies stay within some bytes, as far as there are parts of more than one token.
 
     Args:
         tokens: how many there are.
         bytes_a_token: of the copies.
+        most: bytes of one part; `CHUNK_BYTES` when None.
     """
-    size = max(1, CHUNK_BYTES // bytes_a_token)
+    size = max(1, (CHUNK_BYTES if most is None else most) // bytes_a_token)
     for start in range(0, tokens, size):
         yield slice(start, min(start + size, tokens))
 

@@ -25,6 +25,7 @@ Similarities = numpy.ndarray
     title="From clusters of layers that are alike, those most like the rest",
     url="https://arxiv.org/abs/2605.27786",
     needs="scores",
+    scores=("cosines",),
 )
 def clusters(problem: Problem, *, clusters: int | None = None) -> Choice:
     """Cluster layers by the cosines of their inputs, and thin the clusters out (LoRP equations 5 to 10).

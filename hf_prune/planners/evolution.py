@@ -25,6 +25,7 @@ _PATIENCE = 20
     title="Swaps of units, the best of each generation kept",
     url="https://arxiv.org/abs/2410.14649",
     needs="judge",
+    scores=("cuts",),
 )
 def evolution(
     problem: Problem,

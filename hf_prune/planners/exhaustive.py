@@ -23,6 +23,7 @@ _NOTED = 5
     title="The best of all sets of that size",
     url="https://arxiv.org/abs/2410.14649",
     needs="judge",
+    scores=("cuts",),
 )
 def exhaustive(problem: Problem) -> Choice:
     """argmin over all sets of that size of the damage; ties go to the lower units (EvoPress's brute force).

@@ -8,7 +8,11 @@ from hf_prune.units import Unit
 
 
 @planner(
-    "top_k", title="Those that matter least, each scored once", url="https://arxiv.org/abs/2403.03853", needs="scores"
+    "top_k",
+    title="Those that matter least, each scored once",
+    url="https://arxiv.org/abs/2403.03853",
+    needs="scores",
+    scores=("units",),
 )
 def top_k(problem: Problem) -> Choice:
     """The units of the lowest importance, wherever they lie (ShortGPT section 3.2); ties go to the lower one.
@@ -38,6 +42,7 @@ def top_k(problem: Problem) -> Choice:
     title="One at a time, the rest scored again behind each",
     url="https://arxiv.org/abs/2402.09025",
     needs="judge",
+    scores=("units",),
 )
 def greedy(problem: Problem) -> Choice:
     """Remove what matters least, score what is left again, and so on (SLEB algorithm 1; BlockPruner, FinerCut).

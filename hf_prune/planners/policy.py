@@ -20,6 +20,7 @@ _EDGE = 1e-7
     title="Probabilities of staying, learned from cuts drawn by them",
     url="https://arxiv.org/abs/2406.10576",
     needs="judge",
+    scores=("cuts",),
 )
 def policy_gradient(
     problem: Problem,

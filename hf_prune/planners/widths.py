@@ -66,6 +66,7 @@ def constant_width(budget: Budget, scores: Scores | None, score: Score | None, *
     title="Narrower where layers are redundant, at the same mean width",
     url="https://arxiv.org/abs/2411.03513",
     cuts="width",
+    scores=("layers",),
 )
 def dynamic_width(
     budget: Budget,

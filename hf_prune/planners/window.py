@@ -1,6 +1,7 @@
 """Contiguous windows of blocks."""
 
 import math
+from collections.abc import Collection
 
 from hf_prune.errors import ConfigError
 from hf_prune.planners.choice import Choice, blocks
@@ -18,7 +19,13 @@ _WORDS = {
 }
 
 
-@planner("window", title="The contiguous window with the smallest distance across it", url=_UIDL, needs="scores")
+@planner(
+    "window",
+    title="The contiguous window with the smallest distance across it",
+    url=_UIDL,
+    needs="scores",
+    scores=("pairs",),
+)
 def window(problem: Problem) -> Choice:
     """argmin over starts of d(h_start, h_(start+size)) (UIDL section 3.2, steps 1 and 2).
 
@@ -39,12 +46,8 @@ def window(problem: Problem) -> Choice:
             "none; expected measure 'angular'. Measure again with it"
         )
     allowed = {unit.layer for unit in problem.units}
+    check_window(allowed, size, problem.model)
     candidates = [w for w in scores.windows(size) if allowed.issuperset(range(w[0], w[0] + size))]
-    if not candidates:
-        raise ConfigError(
-            f"no {size} blocks of '{problem.model}' in a row may go; those that may: {ranges(tuple(sorted(allowed)))}"
-            ". Protect fewer, or drop fewer"
-        )
     candidates.sort(key=lambda w: (w[1], w[0]))
     (start, distance, error), *others = candidates
     layers = tuple(range(start, start + size))
@@ -64,6 +67,24 @@ def window(problem: Problem) -> Choice:
         gap=second_distance - distance,
         gap_standard_error=math.hypot(error, second_error),
     )
+
+
+def check_window(allowed: Collection[int], size: int, model: str) -> None:
+    """Refuse a window that has no room between protected blocks.
+
+    Args:
+        allowed: blocks that may go.
+        size: how many go.
+        model: what it is called in errors.
+
+    Raises:
+        ConfigError: no so many blocks in a row may go.
+    """
+    if not any(set(range(start, start + size)) <= set(allowed) for start in allowed):
+        raise ConfigError(
+            f"no {size} blocks of '{model}' in a row may go; those that may: {ranges(tuple(sorted(allowed)))}"
+            ". Protect fewer, or drop fewer"
+        )
 
 
 @planner("before_last", title="The deepest blocks but the last, without measuring", url=_UIDL, needs="nothing")

@@ -19,9 +19,9 @@ METHODS: tuple[Method, ...] = (
             "Becomes a method of its own name, which is what plan, recipe and card tell. effort='instant' reads no "
             "text and takes 'simple'; 'minutes' takes 'shortgpt-iterative', 'hours' 'greedy-kl', both with the first "
             "two blocks and the last one protected, and with what later blocks write rescaled (surgery 'compensate') "
-            "where that is exact for the family. Without an effort: hours where a GPU is there and at most a quarter "
-            "of the blocks goes, else minutes. The paper compares seven searches under one objective and finds that "
-            "the objective decides, which is why no longer search stands here."
+            "where that is exact for the family and whole blocks go in one round. Without an effort: hours where a "
+            "GPU is there and at most a quarter of the blocks goes, else minutes. The paper compares seven searches "
+            "under one objective and finds that the objective decides, which is why no longer search stands here."
         ),
     ),
 )

@@ -32,7 +32,7 @@ METHODS: tuple[Method, ...] = (
         dataset=C4,
         unit="joint",
         cost="as evopress",
-        note="The paper's search with attention and MLP as units of their own: swaps keep the number of each kind, so "
-        "that the best of the random sets at the start decides on the two numbers.",
+        note="The paper's search with attention and MLP as units of their own: of each kind go as many as there are "
+        "of it in proportion, and swaps keep these numbers.",
     ),
 )

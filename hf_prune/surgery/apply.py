@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-from hf_prune.architecture import Decoder
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_prune.architecture import Decoder, decoder_of
+from hf_prune.architecture.decoder import structural_copy
 from hf_prune.errors import ConfigError
 from hf_prune.fit import check_fitted
 from hf_prune.records import Operation, Plan
 from hf_prune.registry import surgery
 from hf_prune.surgery.drop import check_layers
+from hf_prune.surgery.edits import Edits
 
 Perform = Callable[[Decoder, Operation, tuple[int, ...]], Decoder]
 """Carries out one operation on the blocks at these positions of the model as it is by then."""
@@ -39,6 +44,38 @@ def apply_plan(decoder: Decoder, plan: Plan, perform: Perform = _in_memory) -> D
         if operation.kind == "drop":
             left = [i for i in left if i not in operation.layers]
     return decoder
+
+
+def copy_apart(decoder: Decoder, plan: Plan) -> PreTrainedModel:
+    """A second model that stays as it is when a plan is carried out on the first, or the other way round.
+
+    The weights that the plan writes into are copied; all others are the same tensors in both.
+
+    Args:
+        decoder: the model that the plan was made for.
+        plan: of operations that can be carried out from file to file.
+
+    Raises:
+        ConfigError: as `apply_plan`.
+        CheckpointError: likewise.
+    """
+    edits, kept = Edits(), structural_copy(decoder.model)
+
+    def note(view: Decoder, operation: Operation, positions: tuple[int, ...]) -> Decoder:
+        streamed = surgery.get(operation.kind).streamed
+        assert streamed is not None, operation.kind
+        cut: Decoder = streamed(view, positions, edits, **operation.options)
+        return cut
+
+    if not plan.only_drops:
+        apply_plan(decoder_of(structural_copy(decoder.model), decoder.name), plan, note)
+    own: dict[int, nn.Parameter] = {}
+    for module in kept.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if edits.of(parameter):
+                copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                setattr(module, name, own.setdefault(id(parameter), copied))
+    return kept
 
 
 def _check_operations(plan: Plan, name: str) -> None:

@@ -41,6 +41,7 @@ class Text:
     title="Rotate the residual stream and cut its smallest directions",
     url="https://arxiv.org/abs/2401.15024",
     cuts="width",
+    needs="text",
 )
 def slice_widths(
     decoder: Decoder,

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from hf_prune.amounts import check_amount
 from hf_prune.calibration import model_limit
+from hf_prune.comparing.allowed import check_forwards
 from hf_prune.config import PAPER, SAME, CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
 from hf_prune.methods import METHODS, get_method
 from hf_prune.recipes import papers
 from hf_prune.records import ModelRef
 from hf_prune.registry import Entry, measure, planner, surgery_named
+from hf_prune.scored import check_scored
 from hf_prune.slicing.costs import Costs
 from hf_prune.slicing.families import check_sliceable
 from hf_prune.slicing.plan import check_reachable
@@ -81,7 +83,14 @@ def wanted_points(
         if get_method(name).cuts == "layers":
             for count in counts:
                 own = config_of(config, name, drop_layers=count)
+                if own.recipe().unit != "block":
+                    raise ConfigError(
+                        f"method '{name}' silences parts of blocks and removes no parameters, against which a sweep "
+                        "draws; compare it with others instead (hf-prune bench-methods)"
+                    )
                 check_amount(own, depth, ref.id)
+                check_scored(own.recipe())
+                check_forwards(own, ref)
                 points.append(Wanted(f"{name}-{count}", own, float(count), "layers"))
         else:
             points += _sliced(config, name, sizes, ref, model_config)

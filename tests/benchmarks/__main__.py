@@ -51,6 +51,7 @@ _BENCHMARKS: dict[str, Callable[[Namespace], Any]] = {
     "range-download": lambda given: _module("range_download").main(scratch=given.scratch),
     "pruned-speed": lambda given: _module("pruned_speed").main(),
     "scaling": lambda given: _module("scaling").main(),
+    "observers": lambda given: _module("observers").main(given.small),
     "searching": lambda given: _module("searching").main(given.small),
     "gpu": lambda given: _module("gpu").main(scratch=given.scratch),
 }

@@ -109,17 +109,24 @@ def test_methods_tells_all_of_each() -> None:
     assert [line.split()[0] for line in lines[1:]] == list(METHODS) and lines[0].startswith("method")
     assert all(len(row) == len(METHOD_HEADER) and all(row) for row in method_rows())
     table = {row[0]: dict(zip(METHOD_HEADER, row, strict=True)) for row in method_rows()}
-    told = {name: (row["needs"], row["gives"], row["what goes"]) for name, row in table.items()}
-    assert told["simple"] == ("nothing", "stock model", "layers")
-    assert told["uidl"] == ("text", "stock model", "layers")
-    assert told["sleb"] == ("text, judge", "stock model", "layers")
-    assert told["blockpruner"] == ("text, judge", "stock model, no smaller", "attentions and MLPs")
-    assert told["slicegpt"] == ("text", "needs shipped code", "width")
-    assert told["shortened-llama-taylor"] == ("text, gradients", "stock model", "layers")
-    assert told["shortened-llama-magnitude"][0] == "nothing"
+    assert max(map(len, lines)) <= 120 and not any("http" in line for line in lines)
+    told = {name: (row["needs"], row["forwards"], row["goes"]) for name, row in table.items()}
+    assert told["simple"] == ("nothing", "none", "layers")
+    assert told["uidl"] == ("text", "1", "layers")
+    assert told["sleb"] == ("judge", "≤ n (L + 1)/2", "layers")
+    assert told["blockpruner"] == ("judge", "≈ n L", "parts")
+    assert told["wanda"] == ("text", "2", "weights")
+    assert told["auto"][1] == "by effort"
+    assert told["shortened-llama-taylor"][0] == "gradients"
+    assert told["shortened-llama-magnitude"][:2] == ("nothing", "none")
     assert table["blockpruner"]["measure + planner + surgery"] == "loss + greedy + silence"
     found = done("methods", "--json").json
     assert found.keys() == METHODS.keys()
+    full = {name: (found[name]["needs"], found[name]["gives"], found[name]["goes"]) for name in found}
+    assert full["blockpruner"] == ("text, judge", "stock model, no smaller", "attentions and MLPs")
+    assert full["slicegpt"] == ("text", "needs shipped code", "width")
+    assert full["shortened-llama-taylor"] == ("text, gradients", "stock model", "layers")
+    assert all(found[name]["cost"] == METHODS[name].cost and found[name]["paper"].startswith("http") for name in found)
     assert found["evopress"]["options"]["planner"]["generations"] == 50 and found["sleb"]["note"]
 
 
@@ -137,7 +144,8 @@ def test_methods_tells_all_of_one() -> None:
 )
 def test_lists_of_the_parts_that_recipes_are_made_of(kind: str, names: set[str]) -> None:
     lines = done("methods", f"--{kind}").out.splitlines()
-    listed = {line.split()[0] for line in lines[1:]}
+    assert max(map(len, lines)) <= 120
+    listed = {line.split()[0] for line in lines[1:] if not line.startswith(" ")}
     assert names <= listed and not listed & {"scale", "replace", "silence"}
     assert all(len(row) == len(ENTRY_HEADER) and all(row) for row in entry_rows(kind))
     assert done("methods", f"--{kind}", "--json").json.keys() == listed
@@ -188,8 +196,8 @@ def test_a_dry_run_says_what_is_measured_and_how_often_the_text_is_read(base: Pa
     searched = told("--method", "blockpruner", "--drop-layers", 3)
     assert "loss: 6 samples" in searched["measure"] and "; about 2" in searched["measure"]
     assert "greedy: 3 of 16 attentions and MLPs, once they are measured" in searched["plan"]
-    tried = told("--method", "exhaustive-kl", "--drop-layers", 4, "--max-forwards", 5)
-    assert "; at most 5 forwards of it" in tried["measure"]
+    weighed = told("--method", "exhaustive-kl", "--sparsity", 0.3, "--sparsity-of", "parameters")
+    assert "forwards of it" in weighed["measure"]
     random = told("--method", "random", "--unit", "mlp", "--drop-layers", 2)
     assert "silence the MLP of layers" in random["plan"] and "measure" not in random
     shared = told("--method", "simple", "--sparsity", 0.3, "--sparsity-of", "flops")

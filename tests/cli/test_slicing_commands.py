@@ -303,7 +303,7 @@ def test_a_share_of_the_layers_is_planned_without_weights(base: Path, quick: str
 def test_methods() -> None:
     lines = {line.split()[0]: line for line in done("methods").out.splitlines()}
     assert {"slicegpt", "dynamic-slicing"} <= lines.keys()
-    assert "constant_width" in lines["slicegpt"] and " nothing " in lines["slicegpt"]
+    assert "constant_width" in lines["slicegpt"] and " none " in lines["slicegpt"]
     assert "dynamic_width" in lines["dynamic-slicing"] and " redundancy " in lines["dynamic-slicing"]
     found = done("methods", "--json").json
     assert found["slicegpt"]["cuts"] == found["dynamic-slicing"]["cuts"] == "width"

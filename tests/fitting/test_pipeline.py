@@ -102,7 +102,7 @@ def test_both_ways_to_the_same_checkpoint(
 @pytest.mark.parametrize("surgery", ["streamline", "compensate", "merge"])
 def test_a_fit_is_taken_up_again(surgery: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = pruner(base, surgery, tmp_path / "run").plan()
-    monkeypatch.setattr("hf_prune.stages.fit", lambda *_args, **_kwargs: pytest.fail("fitted again"))
+    monkeypatch.setattr("hf_prune.choosing.fit", lambda *_args, **_kwargs: pytest.fail("fitted again"))
     again = pruner(base, surgery, tmp_path / "run")
     assert again.plan() == made
     assert again.prune().config.num_hidden_layers == 6
@@ -164,7 +164,11 @@ def test_a_file_of_another_plan_is_refused(base: Path, tmp_path: Path) -> None:
     error = call("prune", base, "--plan", run / Plan.FILE, "--output", tmp_path / "out").failed()
     assert "is not the file of fitted tensors that the plan was made with" in error
     one = Pruner.from_pretrained(base, run_folder=tmp_path / "two.run", progress=False)
+    with pytest.raises(CheckpointError, match="another plan, or was changed"):
+        one.use_plan(Plan.load(run))
+    save_file(tensors, run / Plan.FITTED)
     one.use_plan(Plan.load(run))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, run / Plan.FITTED)
     before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
     with pytest.raises(CheckpointError, match="another plan, or was changed"):
         one.prune()
@@ -197,3 +201,42 @@ def test_every_recipe(method: str, base: Path, tmp_path: Path) -> None:
 
 def _apart(dropped: tuple[int, ...]) -> bool:
     return dropped[1] - dropped[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        ({"kind": "silence", "layers": [1], "options": {}}, "has the part None; expected 'attention' or 'mlp'"),
+        ({"kind": "scale", "layers": [1], "options": {"weights": "mlp", "factor": 2}}, "has the weights 'mlp'"),
+        ({"kind": "drop", "layers": [11], "options": {}}, r"the plan speaks of layers \[11\]; the model has 8"),
+        ({"kind": "replace", "layers": [1], "options": {"file": "../secret.safetensors"}}, "names no file of fitted"),
+        ({"kind": "scale", "layers": [1], "options": {"weights": [], "factor": 2}}, "removes nothing"),
+    ],
+)
+def test_a_stranger_s_plan_is_checked_before_weights_are_loaded(
+    operation: dict[str, Any], message: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pruner(base, "compensate", tmp_path / "run").plan().save(tmp_path)
+    data = json.loads(made.read_text()) | {"operations": [operation]}
+    made.write_text(json.dumps(data))
+    monkeypatch.setattr("hf_prune.loading.load_model", None)
+    other = Pruner.from_pretrained(base, recipe(layers=[3, 4]), progress=False)
+    with pytest.raises(ConfigError, match=message):
+        other.use_plan(Plan.load(made))
+
+
+def test_a_file_elsewhere_is_never_read(base: Path, tmp_path: Path) -> None:
+    """What a plan says of where its fitted tensors lie counts for nothing: they lie beside it."""
+    folder = tmp_path / "run"
+    pruner(base, "merge", folder).plan()
+    shutil.copytree(folder, tmp_path / "theirs")
+    secret = (tmp_path / "secret.safetensors").absolute()
+    (tmp_path / "theirs" / Plan.FITTED).rename(secret)
+    path = tmp_path / "theirs" / Plan.FILE
+    for name in (str(secret), "../secret.safetensors"):
+        data = json.loads(path.read_text())
+        data["operations"][0]["options"]["file"] = name
+        path.write_text(json.dumps(data))
+        other = Pruner.from_pretrained(base, recipe(layers=[3, 4]), progress=False)
+        with pytest.raises(ConfigError, match=r"there is no file of fitted tensors '.*theirs/fitted\.safetensors'"):
+            other.use_plan(Plan.load(path))

@@ -195,8 +195,10 @@ def test_cosine_comes_closer_on_a_planted_block(accurate: bool, share: float, tm
 
 def test_cosine_takes_no_more_tokens_than_allowed() -> None:
     model = tiny_model("llama")
-    with pytest.raises(ConfigError, match="to .* tokens of 5 samples"):
-        replaceme_cosine(task_of(model, (3,), ENOUGH), max_tokens=100)
+    with pytest.raises(ConfigError, match="to .* tokens of 2[0-9] samples"):
+        replaceme_cosine(task_of(model, (3,), ENOUGH), max_tokens=400)
+    with pytest.raises(ConfigError, match="max_tokens=399: a map of 32 x 32 numbers .* expected at least 400"):
+        replaceme_cosine(task_of(model, (3,), ENOUGH), max_tokens=399)
 
 
 @pytest.mark.parametrize("surgery", BOTH)
@@ -232,3 +234,13 @@ def test_held_out_are_the_last_ones() -> None:
 def test_ridges_are_above_zero() -> None:
     with pytest.raises(ConfigError, match="above 0"):
         replaceme(task_of(tiny_model("llama"), (3,), ENOUGH), strengths=(0.0,))
+
+
+@pytest.mark.parametrize("surgery", BOTH)
+def test_half_precision_is_told(surgery: str, tmp_path: Path) -> None:
+    model, options = tiny_model("llama"), {"min_tokens_per_width": 1}
+    options |= {"strengths": [100.0]} if surgery == "replaceme" else {"epochs": 1, "learning_rate": 1e-5}
+    plain = fitted(model, (3, 4), surgery, tmp_path, ENOUGH, **options)
+    half = fitted(model.to(torch.bfloat16), (3, 4), surgery, tmp_path, ENOUGH, **options)
+    assert not plain.only_drops and not half.only_drops
+    assert [("before rounding to bfloat16" in plan.fits[-1]) for plan in (plain, half)] == [False, True]

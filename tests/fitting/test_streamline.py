@@ -1,5 +1,6 @@
 """One block trained for several."""
 
+import copy
 import functools
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.families import FAMILIES
 from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.fitting import streamline as module
 from hf_prune.fitting.seams import split
 from hf_prune.fitting.streamline import streamline
 from hf_prune.samples import batches
@@ -108,6 +110,17 @@ def test_every_family(model_type: str, tmp_path: Path) -> None:
     assert 0 < after < 1.01 * before
     assert plan.only_drops == ("NOT used" in plan.fits[0]) == (after >= before)
     assert torch.isfinite(logits(cut(model, plan), tokens())).all()
+
+
+def test_the_error_is_that_of_the_rounded_block(tmp_path: Path) -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    # Steps that half precision swallows for the most part.
+    small = {"epochs": 6, "learning_rate": 3e-5, "final_learning_rate": 3e-5}
+    plan = fitted(model, (3, 4), "streamline", tmp_path, TEXT, **small)
+    task = task_of(model, (3, 4), TEXT)
+    seen = module._states(task, task.windows()[0], split(TEXT, 0.2, ""))[1]
+    found = module._error(copy.deepcopy(decoder_of(cut(model, plan)).blocks[2]).float(), seen)
+    assert errors(plan.fits[0])[0] == float(f"{found:.4g}")
 
 
 def test_refusals() -> None:

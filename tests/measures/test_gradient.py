@@ -1,5 +1,6 @@
 """Taylor estimates and magnitudes of weights."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from hf_prune.architecture import FAMILIES, decoder_of
 from hf_prune.architecture.sublayers import part_modules
 from hf_prune.errors import ConfigError, MeasureError
+from hf_prune.measure import measure_model
 from hf_prune.registry import measure
-from hf_prune.samples import Batch, batches
+from hf_prune.samples import Batch, Samples, batches
 
-from ..tiny import tiny_model, tokens
+from ..making import TEXT, reference
+from ..tiny import DEPTH, tiny_model, tokens
 
 MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 SEQUENCES = [tokens(1, 12)[0], tokens(1, 9, seed=1)[0], tokens(1, 5, seed=2)[0]]
@@ -205,3 +208,20 @@ def test_magnitude_is_the_norm_of_the_weights(p: int) -> None:
 def test_magnitude_of_a_block_without_parts_is_none() -> None:
     importances = found("magnitude", tiny_model("mamba", 3), ())["importances"]
     assert set(importances) == {"block"} or None in importances.get("mlp", (None,))
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3])
+def test_more_passes_than_are_allowed_are_refused_before_the_first(at_once: int | None) -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    given = {"model": reference(DEPTH), "name": "taylor", "options": {"blocks_at_once": at_once}}
+    made = measure_model(decoder, Samples(tuple(SEQUENCES), TEXT), **given)
+    needed = math.ceil(made.forwards or 0)
+    assert needed == {None: 3, 1: 14, 3: 6}[at_once]
+    assert measure_model(decoder, Samples(tuple(SEQUENCES), TEXT), max_forwards=needed, **given).importances
+    runs: list[int] = []
+    decoder.blocks[0].register_forward_hook(lambda *_: runs.append(0))
+    with pytest.raises(
+        ConfigError, match=f"measure 'taylor' of '.*' takes up to {needed} forwards .* allows {needed - 1}"
+    ):
+        measure_model(decoder, Samples(tuple(SEQUENCES), TEXT), max_forwards=needed - 1, **given)
+    assert not runs

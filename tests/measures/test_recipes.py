@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hf_prune import Pruner
+from hf_prune.distributed import Group
 from hf_prune.dry_run import preview
 from hf_prune.errors import ConfigError
 from hf_prune.methods import METHODS
@@ -70,6 +71,60 @@ def test_a_measure_of_weights_cannot_be_asked_again(base: Path) -> None:
         pruner(base, measure="magnitude", planner="greedy").plan()
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"method": "shortgpt", "measure": "angular"},
+            "'top_k' chooses by the importance of each block; measure 'ang",
+        ),
+        (
+            {"method": "shortgpt", "unit": "mlp"},
+            "'top_k' chooses by the importance of each mlp; measure 'block_influe",
+        ),
+        (
+            {"method": "llm-drop", "unit": "block"},
+            "'top_k' chooses by .* measure 'sublayer_cosine' tells the importance",
+        ),
+        (
+            {"method": "uidl", "measure": "loss"},
+            "'window' chooses by distances .* measure 'loss' tells the damage of whole cuts and .* Take one of: .*cka",
+        ),
+        (
+            {"method": "lorp", "measure": "cka"},
+            "'clusters' chooses by cosines .* Take one of: cosine; or another plan",
+        ),
+        (
+            {"method": "sleb", "measure": "angular"},
+            "'greedy' chooses by the importance of each block; measure 'angular'",
+        ),
+        ({"method": "sleb", "measure": "taylor"}, "measure 'taylor' looks at the whole model alone"),
+        ({"method": "evopress", "measure": "block_influence"}, "'evolution' chooses by the damage of whole cuts; mea"),
+    ],
+)
+def test_planners_that_cannot_choose_by_the_measure_are_refused_before_any_text_is_read(
+    fields: dict[str, Any], told: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pruner(base, **fields)
+    monkeypatch.setattr(type(one.texts), "calibration", lambda _: pytest.fail("read"))
+    with pytest.raises(ConfigError, match=told):
+        one.plan()
+    with pytest.raises(ConfigError, match=told):
+        preview(str(base), recipe(**{"drop_layers": 1, **fields}), tmp_path / "out", heal=False, push=None)
+    named = pruner(base, **{**fields, "drop_layers": None, "layers": (5,)})  # chooses nothing
+    assert named.plan().removed[0].layer == 5
+
+
+@pytest.mark.parametrize("name", ["loss", "taylor", "magnitude"])
+def test_several_processes_are_refused_before_any_text_is_read(
+    name: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pruner(base, measure=name, planner="top_k")
+    monkeypatch.setattr(type(one.texts), "calibration", lambda _: pytest.fail("read"))
+    with pytest.raises(ConfigError, match=f"measure '{name}' runs in one process; 2 were started"):
+        one.measure(Group(0, 2))
+
+
 @pytest.mark.parametrize("name", ["taylor", "magnitude"])
 def test_quantized_weights_are_refused_before_any_text_is_read(
     name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,3 +136,36 @@ def test_quantized_weights_are_refused_before_any_text_is_read(
     monkeypatch.setattr(type(one.texts), "calibration", lambda _: pytest.fail("read"))
     with pytest.raises(ConfigError, match=f"measure '{name}' adds up weights, and 'quantized' holds quantized ones"):
         one.plan()
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"method": "llm-drop", "max_forwards": 2}, 3),
+        ({"method": "shortened-llama-taylor", "max_forwards": 2, "protect_first": 0}, 3),
+        ({"method": "shortened-llama-taylor", "measure_kwargs": {"blocks_at_once": 1}, "max_forwards": 9}, 14),
+    ],
+)
+def test_measures_of_more_passes_than_allowed_are_refused_before_any_text_is_read(
+    fields: dict[str, Any], needed: int, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pruner(base, **fields)
+    monkeypatch.setattr(type(one.texts), "calibration", lambda _: pytest.fail("read"))
+    with pytest.raises(ConfigError, match=f"measure '.*' of '.*' takes up to {needed} forwards"):
+        one.plan()
+
+
+def test_scores_of_another_measure_are_not_taken_for_this_one_s(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    run = tmp_path / "out.run"
+    Pruner.from_pretrained(base, recipe(method="uidl", drop_layers=1), run_folder=run, progress=False).measure()
+    for fields, known in (
+        ({"method": "uidl"}, True),
+        ({"method": "shortgpt"}, False),
+        ({"method": "lorp"}, False),
+    ):
+        given = recipe(drop_layers=1, **fields)
+        _, steps = preview(str(base), given, tmp_path / "out", heal=False, evaluate=False, push=None)
+        assert ("once they are measured" not in dict(steps)["plan"]) is known

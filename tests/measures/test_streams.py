@@ -112,6 +112,38 @@ def test_states_of_many_layers_lie_on_disk_where_memory_is_short(tmp_path: Path)
         assert other._store._end > 0 == other._store.on_disk == other._store.in_memory
 
 
+@pytest.mark.parametrize("bound", [0, 6000, None])
+def test_they_keep_to_the_folder_and_the_bound_of_the_walk(
+    bound: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walker's own states and those of each observer share what there is."""
+    stores: list[ActivationStore] = []
+    keep = ActivationStore.__setitem__
+    most = 0
+
+    def watched(store: ActivationStore, key: Any, hidden: torch.Tensor) -> None:
+        nonlocal most
+        if not any(store is known for known in stores):
+            stores.append(store)
+        keep(store, key, hidden)
+        most = max(most, sum(one.in_memory for one in stores))
+
+    monkeypatch.setattr(ActivationStore, "__setitem__", watched)
+    source = saved(tmp_path / "model", "llama", torch.float32)
+    decoder, weights = block_by_block(source)
+    weights.states_budget = bound
+    looking = observers(["cosine", "cka"])
+    Walker(decoder, weights, tmp_path).walk(batches(SEQUENCES, 2), looking)
+    assert len(stores) == 1 + len(looking) and {store._folder for store in stores} == {tmp_path}
+    assert bound is None or most <= bound
+    assert [store._end > 0 for store in stores] == [bound is not None] * len(stores)
+    resident = observers(["cosine", "cka"])
+    Walker(decoder_of(load_model(source))).walk(batches(SEQUENCES, 2), resident)
+    for one, other in zip(looking, resident, strict=True):
+        numbers = [_numbers(of.result()["distances"]) for of in (one, other)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
+
+
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_sums_of_two_processes_are_those_of_one(name: str, options: dict[str, Any]) -> None:
     decoder, (one, two, all_) = decoder_of(tiny_model("llama")), (measure.get(name).function(**options) for _ in "123")

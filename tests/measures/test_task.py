@@ -135,3 +135,7 @@ def test_from_a_saved_model_to_its_plan(tasks: str, tmp_path: Path, planner: str
     each = scores.importances["block"]
     assert layer == each.index(min(each)) and scores.data is None
     assert scores.forwards == pytest.approx(DEPTH * (DEPTH - 1) / DEPTH + 1)
+    # What travels names no folder of this machine.
+    told = [scores.options, one.config.without_paths().measure_kwargs]
+    assert told == [{"task": "hellaswag_local", "task_path": Path(tasks).name}] * 2
+    assert one.config.measure_kwargs == asked

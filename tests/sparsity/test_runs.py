@@ -22,6 +22,7 @@ from hf_prune.sparsity.maps import linear_maps
 from hf_prune.sparsity.options import SparsityOptions
 from hf_prune.surgery import apply_plan
 
+from ..cli.support import fast
 from ..making import base_folder, logits, reference
 from ..test_demo_model import SEEN_STYLE
 from ..test_streamed_surgery import plan_of
@@ -149,6 +150,17 @@ def test_healing_is_refused_before_any_work(base: tuple[PreTrainedModel, Path, P
         with pytest.raises(ConfigError, match="method 'lamp' zeroes single weights, and healing merges changes"):
             refused()
     assert pruner.models.untouched
+
+
+def test_a_sparse_folder_is_not_healed_by_another_recipe(
+    base: tuple[PreTrainedModel, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    made = Pruner.from_pretrained(base[1], PrunerConfig("magnitude-sparsity", sparsity=0.5), progress=False)
+    made.save_pretrained(tmp_path / "out")
+    pruner = Pruner.from_pruned(tmp_path / "out", PrunerConfig(layers=[2]), original=base[1], progress=False)
+    with pytest.raises(ConfigError, match="method 'magnitude-sparsity' zeroes single weights, and healing merges"):
+        pruner.heal()
 
 
 def test_dry_run_tells_it_and_refuses_to_heal(base: tuple[PreTrainedModel, Path, Path], tmp_path: Path) -> None:
