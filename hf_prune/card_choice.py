@@ -49,6 +49,7 @@ def facts(plan: Plan, config: PrunerConfig, scores: Scores | None, healed: bool)
         "no_gain": no_gain(plan),
         "only_drops": plan.only_drops,
         "drops": bool(plan.dropped),
+        "takes_parts_out": plan.hard and not plan.dropped,
     }
 
 
@@ -138,8 +139,15 @@ def lead(plan: Plan) -> str:
     ]
     if parts:
         of = "of them" if told else f"of its {depth} decoder layers"
-        told.append(f"with {' and '.join(parts)} {of} silenced")
+        told.append(f"with {' and '.join(parts)} {of} {became(plan)}")
     return " and ".join(told)
+
+
+def became(plan: Plan) -> str:
+    """What was done to attentions and MLPs."""
+    if any(op.kind == "linearize" for op in plan.operations):
+        return "replaced by linear maps"
+    return "taken out" if plan.hard else "silenced"
 
 
 def stayed(plan: Plan, healed: bool) -> Markdown:
@@ -169,6 +177,15 @@ def stayed(plan: Plan, healed: bool) -> Markdown:
             )
         elif op.kind == "mask":
             told.append(Markdown(f"Single weights of layers {ranges(op.layers)} were set to zero."))
+        elif op.kind == "patch":
+            told.append(Markdown(f"Maps of the stream that were fitted were put behind layers {ranges(op.layers)}."))
+        elif op.kind == "linearize":
+            told.append(
+                Markdown(f"Linear maps that were fitted stand in for attention in layers {ranges(op.layers)}.")
+            )
+        elif op.kind == "remove":
+            name = dict(_PARTS)[op.options["part"]]
+            told.append(Markdown(f"The {name} of layers {ranges(op.layers)} was taken out, with the norm before it."))
         elif op.kind == "silence":
             name = dict(_PARTS)[op.options["part"]]
             told.append(Markdown(f"What the {name} of layers {ranges(op.layers)} writes was set to zero."))

@@ -20,13 +20,16 @@ _FLAGGED = ("method", "drop_layers", "layers", "sparsity", "sparsity_of")
 _RECORDED = ("base_model", "base_revision", "hf_prune_version")
 
 
-def quick_start(repo_id: str | None, output: str, code: Literal["stock", "shipped", "package"] = "stock") -> Markdown:
+def quick_start(
+    repo_id: str | None, output: str, code: Literal["stock", "shipped", "package"] = "stock", kind: str = "sliced"
+) -> Markdown:
     """Code that loads the model and writes a few words.
 
     Args:
         repo_id: a checked Hub id, or None for a folder.
         output: "merged" or "adapter".
         code: where the model's code comes from: Transformers, the repository itself, or this package.
+        kind: of model that this package has code for: "sliced" or "patched".
     """
     # Without the consent here too, AutoTokenizer asks for it, as it reads the config.
     trust = ", trust_remote_code=True" if code == "shipped" else ""
@@ -44,7 +47,7 @@ def quick_start(repo_id: str | None, output: str, code: Literal["stock", "shippe
         lines.insert(0, "from peft import PeftModel")
         lines.insert(6, f'model = PeftModel.from_pretrained(model, name, subfolder="{ADAPTER_FOLDER}")')
     if code == "package":
-        lines.insert(0, "import hf_prune  # makes sliced models known to Transformers")
+        lines.insert(0, f"import hf_prune  # makes {kind} models known to Transformers")
     return fence("\n".join(lines), "python")
 
 

@@ -214,7 +214,7 @@ def _kind(plan: Plan) -> list[str]:
     """Tags that say how the model was pruned; "custom_code" is the Hub's own for repositories that ship their code."""
     if plan.slicing is None:
         parts = {unit.part for unit in plan.removed}
-        return [_TAGS[part] for part in PARTS if part in parts]
+        return [_TAGS[part] for part in PARTS if part in parts] + ["custom_code"] * plan.ships_code
     return ["slicing", "slicegpt"] + ([] if plan.slicing.plain else ["custom_code"])
 
 

@@ -22,6 +22,9 @@ _MARKS: dict[State, str] = {
     "attention silenced": "a",
     "MLP silenced": "m",
     "attention and MLP silenced": "░",
+    "without attention": "A",
+    "without MLP": "M",
+    "without attention and MLP": "-",
     "removed": "·",
 }
 

@@ -1,8 +1,7 @@
 """The warnings at the top of a card."""
 
-from hf_prune import card_slicing
+from hf_prune import card_choice, card_slicing
 from hf_prune import card_tables as tables
-from hf_prune.card_choice import no_gain
 from hf_prune.card_metadata import Base
 from hf_prune.markdown import one_line
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
@@ -19,11 +18,7 @@ FEW_TOKENS = 20_000
 """Predicted tokens of an evaluation below which a card warns."""
 
 
-_REMOVED: tuple[tuple[Part, str, str], ...] = (
-    ("block", "layers", "gone"),
-    ("attention", "attentions", "silenced"),
-    ("mlp", "MLPs", "silenced"),
-)
+_REMOVED: tuple[tuple[Part, str], ...] = (("block", "layers"), ("attention", "attentions"), ("mlp", "MLPs"))
 
 
 def warnings(
@@ -46,7 +41,7 @@ def warnings(
     """
     found = list(healing.warnings) if healing else []
     found += card_slicing.warnings(plan.slicing, MANY) if plan.slicing is not None else too_many(plan)
-    found += [sentence] if (sentence := no_gain(plan)) else []
+    found += [sentence] if (sentence := card_choice.no_gain(plan)) else []
     if not healing:
         found.append("The model was not trained after the cut.")
     if shipped is None:
@@ -85,7 +80,8 @@ def warnings(
 def too_many(plan: Plan) -> list[str]:
     """What to know where more layers go than published results bear."""
     depth, told = plan.model.num_layers, []
-    for part, noun, became in _REMOVED:
+    for part, noun in _REMOVED:
+        became = "gone" if part == "block" else card_choice.became(plan)
         count = len(layers_of(plan.removed, part))
         if count / depth > MANY:
             told.append(f"{count} of {depth} {noun} ({count / depth:.0%}) are {became}")

@@ -52,6 +52,13 @@ _STREAMED_PARTS = (
     "by block. The whole model was not loaded at once. Kept tensors were not compared with the base, of which only "
     "their own bytes had been fetched."
 )
+_PATCHED = {
+    "full": "After saving, the modeling code that is shipped was loaded by `AutoModelForCausalLM` with "
+    "`trust_remote_code=True` in a process of its own. Logits and greedily generated tokens for fixed inputs were "
+    "compared with the model in memory, and agree.",
+    "streamed": "After saving, keys, shapes and dtypes were compared with the modeling code that is shipped, and "
+    "every tensor byte for byte with what was saved. The whole model was not loaded at once.",
+}
 _FETCHED = {
     "whole": "",
     "verified": "The sha256 of every weight file of the base was compared with the Hub's, and agrees.",
@@ -142,8 +149,8 @@ def generate(
     )
     method = get_method(plan.method)
     slicing = plan.slicing
-    own_code = slicing is not None and not slicing.plain
-    model_type = f"sliced_{plan.model.model_type}" if own_code else plan.model.model_type
+    own_code, kind = plan.ships_code, "patched" if plan.hard else "sliced"
+    model_type = f"{kind}_{plan.model.model_type}" if own_code else plan.model.model_type
     recorded = dataclasses.replace(config, base_model=base.name, base_revision=base.revision)
     warned = [
         *card_warnings.warnings(plan, base, scores, healing, evaluation, shipped),
@@ -158,7 +165,7 @@ def generate(
         base_revision=code(base.revision) if base.revision else Markdown(""),
         warnings=bullets(warned, prefix="> - ") if warned else Markdown(""),
         quick_start=quick_start(repo_id, output, "shipped" if own_code else "stock"),
-        package_start=quick_start(repo_id, output, "package") if own_code else Markdown(""),
+        package_start=quick_start(repo_id, output, "package", kind) if own_code else Markdown(""),
         model_type=code(model_type),
         plan=plan,
         slicing=card_slicing.facts(plan, slicing) if slicing is not None else {},
@@ -259,6 +266,8 @@ def _environments(scores: Scores | None, healing: Healing | None, evaluation: Ev
 
 def _reload(plan: Plan, level: str, fetched: str) -> Markdown:
     """What was done to check the saved weights; where they were sliced or came in parts, not all of it can be."""
+    if plan.hard and level != "none":
+        return Markdown(_PATCHED[level])
     if level == "streamed" and fetched == "ranges":
         return Markdown(_STREAMED_PARTS)
     if level == "streamed" and plan.slicing is None and not plan.only_drops:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from hf_prune import serial
 from hf_prune.errors import ConfigError
-from hf_prune.method import Effort, Method
+from hf_prune.method import SHIPPED, Effort, Method
 from hf_prune.methods import get_method
 from hf_prune.registry import WITHOUT_TEXT, measure, planner, surgery_named
 from hf_prune.slicing.options import SEARCH, WidthOptions, check_options
@@ -152,6 +152,16 @@ class PrunerConfig:
         return recipe.cuts == "width" or fits or reads
 
     @property
+    def takes_parts_out(self) -> bool:
+        """Whether attentions and MLPs that go are taken out, so that the result needs modeling code of its own."""
+        return self.recipe().surgery == "drop" and self.options("surgery").get("export") == "hard"
+
+    @property
+    def ships_code(self) -> bool:
+        """Whether blocks become such as no stock model has, so that the result needs modeling code of its own."""
+        return self.takes_parts_out or self.recipe().surgery in SHIPPED
+
+    @property
     def searches(self) -> bool:
         """Whether schedules of widths are tried on the model, on text held out from calibration."""
         return self.recipe().planner == "dynamic_width" and WidthOptions(**self.planner_kwargs).slice_base == SEARCH
@@ -196,11 +206,22 @@ class PrunerConfig:
                     f"{kind} '{name}' cuts {look_up(name).cuts}, method '{self.method}' cuts {recipe.cuts}; "
                     f"choose a {kind} of the same kind, or another method"
                 )
-        if recipe.unit != "block" and recipe.surgery != "drop":
+        if self.takes_parts_out and recipe.unit == "block":
             raise ConfigError(
-                f"surgery '{recipe.surgery}' stands in for whole blocks; unit='{recipe.unit}' removes parts of them. "
-                "Take surgery 'drop', or unit 'block'"
+                "export='hard' is for attentions and MLPs; method "
+                f"'{self.method}' drops whole blocks, which are always taken out. Take unit 'attention', 'mlp' or "
+                "'joint', or leave it out"
             )
+        overridden = self.surgery is not None or self.unit is not None  # what a method names fits together
+        if overridden and recipe.cuts == "layers" and recipe.surgery != "drop":
+            stands = surgery_named(recipe.surgery).unit
+            if stands != recipe.unit:
+                removes = "whole ones" if recipe.unit == "block" else "parts of them"
+                raise ConfigError(
+                    f"surgery '{recipe.surgery}' stands in for "
+                    f"{'whole blocks' if stands == 'block' else 'the ' + stands + ' of blocks'}; unit='{recipe.unit}' "
+                    f"removes {removes}. Take surgery 'drop', or unit '{stands}'"
+                )
 
     def _check_amount(self) -> None:
         given = {

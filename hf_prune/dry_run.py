@@ -99,6 +99,8 @@ def preview(
     whole = [("evaluating", "evaluate nothing (--no-evaluate)")] * evaluate + [("healing", "prune alone")] * heal
     if recipe.cuts == "width":
         whole.append(("slicing", "take a method that drops layers"))
+    elif config.ships_code:
+        whole.append(("taking parts out of blocks", "let them fall silent (surgery 'drop', export='soft')"))
     elif measured and config.calibrates and scores is None and config.calibration.dataset is None:
         whole.append(("sampling text from the model", "give a text (--dataset)"))
     if recipe.cuts != "width":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
+from hf_prune import card_choice
 from hf_prune.card_metadata import dataset_name, is_hub_id, plain
 from hf_prune.card_tasks import Key, find, label
 from hf_prune.errors import MeasureError
@@ -148,12 +149,13 @@ def _made(plan: Plan, healing: Healing | None) -> str:
     if plan.slicing is not None:
         cut = "sliced"
     else:
+        became = card_choice.became(plan)
         cut = ", ".join(
             f"{words} {len(layers)}/{plan.model.num_layers}"
             for part, words in (
                 ("block", "layer-pruned"),
-                ("attention", "attention silenced"),
-                ("mlp", "MLP silenced"),
+                ("attention", f"attention {became}"),
+                ("mlp", f"MLP {became}"),
             )
             if (layers := layers_of(plan.removed, part))  # type: ignore[arg-type]
         )

@@ -47,12 +47,14 @@ def fit(
     """
     entry = fitted.get(surgery)
     entry.check_options(options, "surgery")
+    wanted = ("drop", None) if entry.unit == "block" else ("remove", entry.unit)
     if (entry.cuts == "weights") != (plan.sparsity is not None) or (
-        entry.cuts == "layers" and (len(plan.operations) != 1 or plan.operations[0].kind != "drop")
+        entry.cuts == "layers" and [(op.kind, op.options.get("part")) for op in plan.operations] != [wanted]
     ):
-        goes = "single weights become zero" if entry.cuts == "weights" else "whole blocks go"
+        goes = "single weights become zero" if entry.cuts == "weights" else f"whole {entry.unit}s go"
         raise ConfigError(f"surgery '{surgery}' is fitted where {goes}; the plan does: {plan.describe()}")
-    task = Task(decoder, plan.dropped, sequences, batch_size, seed, folder, progress, plan.sparsity)
+    layers = tuple(unit.layer for unit in plan.removed)
+    task = Task(decoder, layers, sequences, batch_size, seed, folder, progress, plan.sparsity)
     made: Fitted = entry.function(task, **options)
     plan = dataclasses.replace(plan, surgery=surgery, surgery_options=dict(options))
     if not made.tensors:

@@ -17,7 +17,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", 
 _LEAVE = (
     *("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.model", "*.tiktoken", "*.md", "*.txt", "*.csv"),
     *("*.png", "*.svg", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
-    *("sliced.py", "sliced_moe.py"),  # what the modeling code of sliced models has in common
+    *("sliced.py", "sliced_moe.py", "patched.py"),  # what the modeling code of such models has in common
     *("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*"),
 )
 _TRAINER = (
@@ -40,6 +40,7 @@ _STALE_WEIGHTS = (
 _STALE_RECORDS = (
     *("generation_config.json", RECIPE, "scores.json", "plan.json", "healing.json", "evaluation.json"),
     *(".eval_results/*", "sliced.py", "sliced_moe.py", "modeling_sliced_*.py", "configuration_sliced_*.py"),
+    *("patched.py", "modeling_patched_*.py", "configuration_patched_*.py"),
 )
 _TOKENIZER = (
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json"),

@@ -9,6 +9,10 @@ Effort = Literal["instant", "minutes", "hours"]
 """How long method "auto" may take to choose: without reading text, by single passes, by trying cuts."""
 
 
+SHIPPED = ("nbl", "emulate", "linear_patch")
+"""Surgeries whose results need modeling code of their own, which is shipped with them."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One recipe.
@@ -53,8 +57,8 @@ class Method:
 
     @property
     def plain(self) -> bool:
-        """Whether the result loads with stock transformers whatever the options."""
-        return self.cuts != "width"
+        """Whether the result loads with stock transformers, if its options do not ask for something else."""
+        return self.cuts != "width" and self.surgery not in SHIPPED
 
 
 # Both slicing papers calibrate on it and on WikiText-2, and find it the better one by far for tasks.

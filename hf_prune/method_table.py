@@ -35,7 +35,7 @@ def needs(method: Method) -> str:
 
 def gives(method: Method) -> str:
     """What kind of model comes out."""
-    if method.cuts == "width":
+    if not method.plain:
         return "needs shipped code"
     return "stock model, no smaller" if method.unit != "block" or method.cuts == "weights" else "stock model"
 
@@ -47,7 +47,7 @@ def combined(method: Method) -> str:
 
 def _surgery(method: Method) -> str:
     """What is done in the end: parts of blocks that are dropped fall silent."""
-    return "silence" if method.unit != "block" else method.surgery
+    return "silence" if method.unit != "block" and method.surgery == "drop" else method.surgery
 
 
 def method_rows() -> list[tuple[str, ...]]:

@@ -2,12 +2,12 @@
 
 from hf_prune.errors import ConfigError
 from hf_prune.method import Method
-from hf_prune.recipes import fits, gradients, ours, outputs, papers, parts, passes, plain, widths
+from hf_prune.recipes import fits, gradients, linear, ours, outputs, papers, parts, passes, plain, widths
 from hf_prune.registry import did_you_mean
 
 __all__ = ["FILES", "METHODS", "Method", "get_method"]
 
-FILES = (papers, ours, plain, passes, outputs, gradients, fits, parts, widths)
+FILES = (papers, ours, plain, passes, outputs, gradients, fits, linear, parts, widths)
 
 METHODS: dict[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 

@@ -30,7 +30,7 @@ from hf_prune.stored import Stored
 from hf_prune.surgery import apply_plan
 from hf_prune.surgery.apply import copy_apart
 from hf_prune.surgery.slice import Text, apply_slicing
-from hf_prune.units import Part
+from hf_prune.units import Part, Unit
 
 Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
@@ -263,7 +263,7 @@ class Models:
             model = self.current()
             with staged(source.folder) as stage:
                 save_model(model, self._tokenizer, stage, source=self.source.folder, keep=plan.kept)
-                kept_bytes = self.source.folder if plan.only_drops else None
+                kept_bytes = self.source.folder if plan.unchanged else None
                 check_reload(model, stage, source=kept_bytes, keep=plan.kept)
             self._run.finish("pruned", self._inputs(plan))
         self._checkpoint = source
@@ -304,7 +304,11 @@ class Models:
         if plan.slicing is not None:
             return plan.slicing.parameters
         sizes = self.sizes()
-        return sizes.total_parameters - sum(sizes.parameters[i] for i in plan.dropped)
+        gone = sum(sizes.parameters[i] for i in plan.dropped)
+        for op in plan.operations:
+            if op.kind == "remove":  # but for their norms
+                gone += sum(sizes.weight(Unit(i, op.options["part"]), "parameters") for i in op.layers)
+        return sizes.total_parameters - gone
 
     def pruned_source(self, plan: Plan) -> Source:
         """What the pruned checkpoint is called, and where it lies in the run folder."""

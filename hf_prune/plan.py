@@ -57,6 +57,13 @@ def carried_out_by(config: PrunerConfig, plan: Plan) -> PrunerConfig:
         changes |= {"surgery": plan.surgery, "surgery_kwargs": plan.surgery_options}
     if plan.sparsity is not None:
         changes["sparsity"] = plan.sparsity
+    if plan.hard and not plan.dropped:
+        parts = {unit.part for unit in plan.removed}
+        changes["unit"] = next(kind for kind in WORDS if parts == set(parts_of(kind)))
+        if plan.surgery is None:
+            changes["surgery_kwargs"] = {"export": "hard"}
+    elif config.takes_parts_out:
+        changes["surgery_kwargs"] = {}
     cut = plan.slicing
     if cut is not None:
         changes |= {"sparsity": cut.requested, "sparsity_of": cut.requested_of}
@@ -153,7 +160,7 @@ def choose_plan(
         method=config.method,
         planner="named" if config.layers is not None else recipe.planner,
         operations=_operations(config, recipe, choice),
-        reason=choice.reason,
+        reason=_saved(choice, sizes) if config.takes_parts_out else choice.reason,
         distance=choice.distance,
         runner_up=choice.runner_up,
         gap=choice.gap,
@@ -165,16 +172,27 @@ def choose_plan(
 
 
 def _operations(config: PrunerConfig, recipe: Method, choice: Choice) -> tuple[Operation, ...]:
+    own = config.options("surgery")
     found = [
-        Operation("silence", layers, {"part": part})
+        Operation("remove" if config.ships_code else "silence", layers, {"part": part})
         for part in ("attention", "mlp")
         if (layers := layers_of(choice.units, part))  # type: ignore[arg-type]
     ]
     if choice.layers:
         to_fit = recipe.surgery != "drop" and recipe.surgery in fitted  # looking that up imports torch
-        kind, options = ("drop", {}) if to_fit else (recipe.surgery, config.options("surgery"))
+        kind, options = ("drop", {}) if to_fit else (recipe.surgery, own)
         found.append(Operation(kind, choice.layers, options))
     return tuple(found)
+
+
+def _saved(choice: Choice, sizes: Sizes) -> str:
+    """Why these parts go, and what taking them out saves."""
+    gone, total = sum(sizes.weight(unit, "parameters") for unit in choice.units), sizes.total("parameters")
+    return (
+        f"{choice.reason.removesuffix('.')}. They hold {gone:,} of {total:,} parameters ({gone / total:.1%}), and are "
+        "taken out: no stock architecture of the family has layers without them, so that the result ships modeling "
+        "code of its own."
+    )
 
 
 def _named(layers: tuple[int, ...], recipe: Method, model: ModelRef, sizes: Sizes) -> Choice:

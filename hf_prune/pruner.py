@@ -19,6 +19,7 @@ from hf_prune.loading import Fetched, Source, bare_name
 from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import Models, load_kwargs, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
+from hf_prune.patching.families import check_patchable
 from hf_prune.records import Evaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS
@@ -292,7 +293,7 @@ class Pruner(Stages):
             origin=origin,
             keep=keep,
             # Of a base that came in parts there are no files to hold them against.
-            unchanged=(self._healing is None or adapter is not None) and plan.only_drops and came != "ranges",
+            unchanged=(self._healing is None or adapter is not None) and plan.unchanged and came != "ranges",
             max_shard_size=max_shard_size,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
             fetched=came,
@@ -367,9 +368,11 @@ def check_recipe(config: PrunerConfig, model_config: Any, depth: int, name: str)
 
     Raises:
         ConfigError: the amount does not fit.
-        ArchitectureError: the family cannot be sliced.
+        ArchitectureError: the family cannot be sliced, or no parts can be taken out of its blocks.
         CheckpointError: quantized weights cannot be sliced.
     """
     if config.recipe().cuts == "width":
         check_sliceable(model_config, name)
+    if config.ships_code:
+        check_patchable(model_config, name)
     check_amount(config, depth, name, needed=False)

@@ -99,7 +99,7 @@ class Operation:
     @property
     def reads_fitted(self) -> bool:
         """Whether it reads the plan's file of fitted tensors, as its option `file`."""
-        return self.kind in ("replace", "mask")
+        return self.kind in ("replace", "mask", "linearize", "patch")
 
 
 @dataclass(frozen=True)
@@ -268,17 +268,34 @@ class Plan(Record):
 
     @property
     def only_drops(self) -> bool:
-        """Whether what is kept stays as it was, to the bit."""
+        """Whether whole blocks go, and nothing else is done."""
         return all(op.kind == "drop" for op in self.operations)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what is kept stays as it was, to the bit."""
+        return all(op.kind in ("drop", "remove") for op in self.operations)
+
+    @property
+    def hard(self) -> bool:
+        """Whether blocks become such as no stock model has: parts are taken out, or maps of the stream put in."""
+        return any(op.kind in ("remove", "linearize", "patch") for op in self.operations)
+
+    @property
+    def ships_code(self) -> bool:
+        """Whether the result is no stock model, and travels with its modeling code."""
+        return self.hard or (self.slicing is not None and not self.slicing.plain)
 
     @property
     def removed(self) -> tuple[Unit, ...]:
         """All that goes or is silenced, ascending."""
         units = [Unit(i) for i in self.dropped]
         for op in self.operations:
-            if op.kind == "silence":
+            if op.kind in ("silence", "remove"):
                 part: Part = op.options["part"]
                 units += [Unit(i, part) for i in op.layers]
+            elif op.kind == "linearize":
+                units += [Unit(i, "attention") for i in op.layers]
         return tuple(sorted(units))
 
     @property
@@ -320,12 +337,20 @@ class Plan(Record):
         if not self.dropped:
             told = []
         for op in self.operations:
-            if op.kind == "silence":
+            if op.kind in ("silence", "remove"):
                 name = {"attention": "the attention", "mlp": "the MLP"}[op.options["part"]]
+                verb = "silence" if op.kind == "silence" else "take out"
                 told.append(
-                    f"silence {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
+                    f"{verb} {name} of layers {ranges(op.layers)} ({len(op.layers)} of {self.model.num_layers}, "
                     "counted from 0)"
                 )
+            elif op.kind == "linearize":
+                told.append(
+                    f"replace the attention of layers {ranges(op.layers)} by linear maps ({len(op.layers)} of "
+                    f"{self.model.num_layers}, counted from 0)"
+                )
+            elif op.kind == "patch":
+                told.append(f"put a map of the stream behind layers {ranges(op.layers)}")
         return "; ".join(told) or "drop nothing"
 
 

@@ -1,4 +1,4 @@
-"""Make `import hf_prune` enough for transformers' Auto classes to load sliced models, without loading transformers.
+"""Make `import hf_prune` enough for transformers' Auto classes to load sliced and patched models, lazily.
 
 Registering a class means importing it, and torch with it: seconds that `hf-prune --help` must not take. And while
 transformers is being imported its modules are half there, so that a family can't be imported at any moment.
@@ -11,7 +11,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +20,7 @@ _MODELS = "transformers.models.auto.modeling_auto"
 
 
 def install() -> None:
-    """Register sliced models now where transformers' tables are loaded, else as soon as they are."""
+    """Register sliced and patched models now where transformers' tables are loaded, else as soon as they are."""
     if _CONFIGS in sys.modules:
         register()
     else:
@@ -33,28 +33,28 @@ def remove() -> None:
 
 
 def register() -> None:
-    """Tell AutoConfig of every sliced family, and AutoModelForCausalLM of each once it is used."""
+    """Tell AutoConfig of every sliced or patched family, and AutoModelForCausalLM of each once it is used."""
     from transformers import AutoConfig
 
-    from hf_prune.slicing.modeling import SLICEABLE, config_class
+    from hf_prune.patching import modeling as patched
+    from hf_prune.slicing import modeling as sliced
 
-    for model_type in SLICEABLE:
-        found = config_class(model_type)
-        AutoConfig.register(found.model_type, found, exist_ok=True)
-        _register_model_when_used(model_type, found)
+    for code, families in ((sliced, sliced.SLICEABLE), (patched, patched.PATCHABLE)):
+        for model_type in families:
+            found = code.config_class(model_type)
+            AutoConfig.register(found.model_type, found, exist_ok=True)
+            _register_model_when_used(functools.partial(code.model_class, model_type), found)
 
 
-def _register_model_when_used(model_type: str, config: Any) -> None:
+def _register_model_when_used(model_class: Callable[[], Any], config: Any) -> None:
     make = config.__init__
 
     @functools.wraps(make)
     def make_first(self: Any, *args: Any, **kwargs: Any) -> None:
         from transformers import AutoModelForCausalLM
 
-        from hf_prune.slicing.modeling import model_class
-
         config.__init__ = make
-        AutoModelForCausalLM.register(config, model_class(model_type), exist_ok=True)
+        AutoModelForCausalLM.register(config, model_class(), exist_ok=True)
         make(self, *args, **kwargs)
 
     config.__init__ = make_first

@@ -43,6 +43,7 @@ class Entry:
             that can go, and need not say so. Of a planner: what it chooses by; "pairs", "cosines", "layers", "units"
             (the parts that may go) or whole "cuts". Empty where that is not told: then it shows only once all is
             measured.
+        unit: of a fitted surgery: what it stands in for, a "block" or the "attention" of one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Entry:
     streamed: Callable[..., Any] | None = None
     needs: str = ""
     scores: tuple[str, ...] = ()
+    unit: str = "block"
 
     def options(self) -> dict[str, Any]:
         """The keyword-only parameters of the function, which users may set, with their defaults."""
@@ -108,13 +110,14 @@ class Registry:
         streamed: Callable[..., Any] | None = None,
         needs: str = "",
         scores: tuple[str, ...] = (),
+        unit: str = "block",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a function under `name`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._entries:
                 raise ConfigError(f"{self.kind} '{name}' is registered twice")
-            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs, scores)
+            self._entries[name] = Entry(name, title, url, function, cuts, streamed, needs, scores, unit)
             return function
 
         return register

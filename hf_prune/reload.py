@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import serial
-from hf_prune.architecture import is_sliced, per_layer_settings
+from hf_prune.architecture import per_layer_settings, ships_code
 from hf_prune.architecture.decoder import decoder_of, first_device, parameter_bytes
 from hf_prune.checkpoint import weight_files
 from hf_prune.errors import OutputError, ReloadError
@@ -61,10 +61,10 @@ def check_reload(
     """Hold a saved folder against the model that was saved.
 
     Level "full" loads it with plain `AutoModelForCausalLM` in a child process and compares logits and cached greedy
-    tokens, equal to the bit; a sliced model by the code that lies in the folder, without this package's. Level
-    "streamed" checks names and shapes against the stock class on the meta device, the settings of each layer against
-    the model's, and every tensor byte for byte against the base checkpoint (`source`), or against the model where none
-    is given.
+    tokens, equal to the bit; a model that ships its code (sliced, patched) by the code that lies in the folder,
+    without this package's. Level "streamed" checks names and shapes against the stock class on the meta device, the
+    settings of each layer against the model's, and every tensor byte for byte against the base checkpoint (`source`),
+    or against the model where none is given.
 
     Args:
         model: the model in memory, as it was saved.
@@ -82,7 +82,7 @@ def check_reload(
         OutputError: the check was killed, most likely as memory ran out.
     """
     level = level or reload_level(model)
-    shipped = is_sliced(model.config.model_type)
+    shipped = ships_code(model.config.model_type)
     if level == "streamed":
         _check_config(model, load_meta(folder, trust_remote_code or shipped), folder)
         _check_bytes(model, folder, source, keep)
@@ -96,7 +96,7 @@ def check_reload(
             "threads": torch.get_num_threads(),
             "trust_remote_code": trust_remote_code or shipped,
         }
-        # A sliced model is loaded as by somebody who has not this package: its own code, and nothing registered.
+        # Code that is shipped is what somebody runs who has not this package: nothing is registered then.
         start = ["-c", _UNREGISTERED] if shipped else ["-m", "hf_prune.reload"]
         command = [sys.executable, *start, str(folder), str(wanted), json.dumps(settings)]
         environment = _environment()

@@ -10,7 +10,7 @@ from hf_prune.markdown import one_line
 from hf_prune.records import Operation, Plan, Scores
 from hf_prune.units import PARTS
 
-KINDS = ("drop", "slice", "silence", "scale", "replace", "mask")
+KINDS = ("drop", "slice", "silence", "remove", "linearize", "patch", "scale", "replace", "mask")
 """What a plan can do: the surgeries that need no fitting any more."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -111,9 +111,9 @@ def _check_operation(operation: Operation) -> None:
     # Of dropped layers the order says nothing; of others a file of fitted tensors counts them.
     if kind != "drop" and list(operation.layers) != sorted(set(operation.layers)):
         raise ConfigError(f"operation '{kind}' of the plan names its layers twice or not in order; expected ascending")
-    if kind == "silence" and options.get("part") not in ("attention", "mlp"):
+    if kind in ("silence", "remove") and options.get("part") not in ("attention", "mlp"):
         raise ConfigError(
-            f"operation 'silence' of the plan has the part {_told(options.get('part'))}; expected 'attention' or 'mlp'"
+            f"operation '{kind}' of the plan has the part {_told(options.get('part'))}; expected 'attention' or 'mlp'"
         )
     if kind == "scale":
         names = options.get("weights")

@@ -180,6 +180,10 @@ class Stages:
         """
         if self.config.recipe().cuts == "width":
             check_room(self.models, "slicing", "take a method that drops layers")
+        if self.config.ships_code:
+            check_room(
+                self.models, "taking parts out of blocks", "let them fall silent (surgery 'drop', export='soft')"
+            )
 
     def prune(self) -> PreTrainedModel:
         """Cut the model in memory, planning first where that was not done.

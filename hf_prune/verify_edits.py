@@ -25,6 +25,7 @@ class Edited:
         blocks: by position of a block, what was done to tensors of it that are stored under other names than the model
             holds them by: each of the block's may have gone through it, or not.
         fitted: positions of the blocks in which tensors may be new altogether.
+        linear: positions of the blocks in which a linear map stands in for attention, or for blocks behind them.
         masked: positions of the blocks in which single numbers may have become zero.
         problems: operations that cannot be done on this model.
     """
@@ -33,6 +34,7 @@ class Edited:
     blocks: dict[int, tuple[Edit, ...]]
     fitted: frozenset[int]
     masked: frozenset[int]
+    linear: frozenset[int]
     problems: tuple[str, ...]
 
     def of(self, name: str, block: int | None) -> list[tuple[Edit, ...]]:
@@ -64,12 +66,15 @@ def edited(plan: Plan, meta: PreTrainedModel, names: Sequence[str]) -> Edited:
     place = {layer: position for position, layer in enumerate(plan.kept)}
     fitted: set[int] = set()
     masked: set[int] = set()
+    linear: set[int] = set()
     for operation in plan.operations:
         positions = tuple(place[i] for i in operation.layers if i in place)
         if operation.kind == "replace":
             fitted |= set(positions)
         elif operation.kind == "mask":
             masked |= set(positions)
+        elif operation.kind in ("linearize", "patch"):
+            linear |= set(positions)
         elif operation.kind in EXACT:
             problems += _enter(operation, decoder, positions, edits)
     found: dict[str, tuple[Edit, ...]] = {}
@@ -86,7 +91,7 @@ def edited(plan: Plan, meta: PreTrainedModel, names: Sequence[str]) -> Edited:
                 found[same[0]] = done
             else:
                 loose[position] = (*loose.get(position, ()), *done)
-    return Edited(found, loose, frozenset(fitted), frozenset(masked), tuple(problems))
+    return Edited(found, loose, frozenset(fitted), frozenset(masked), frozenset(linear), tuple(problems))
 
 
 def applied(edits: Sequence[Edit], values: torch.Tensor) -> torch.Tensor:

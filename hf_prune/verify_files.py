@@ -8,8 +8,9 @@ from hf_prune.checkpoint import INDEX, weight_files
 from hf_prune.healing.adapter import WEIGHTS
 from hf_prune.hub_files import PICKLES, RECIPE, matches
 from hf_prune.output import ADAPTER
+from hf_prune.patching import modeling as patched
 from hf_prune.saving import RECORDS
-from hf_prune.slicing import modeling
+from hf_prune.slicing import modeling as sliced
 from hf_prune.verify_checks import Check, outcome
 
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.npz")
@@ -64,11 +65,11 @@ def _nothing_else(names: list[str], folder: Path, base: Path) -> Check:
 
 
 def _known_code(file: Path, base: Path) -> bool:
-    ours = Path(modeling.__file__).parent / file.name
+    ours = [Path(str(code.__file__)).parent / file.name for code in (sliced, patched)]
     if not file.is_file() or file.name == "__init__.py":
         return False
     content = file.read_bytes()
-    return any(known.is_file() and known.read_bytes() == content for known in (ours, base))
+    return any(known.is_file() and known.read_bytes() == content for known in (*ours, base))
 
 
 def _carried(names: list[str], folder: Path, base: Path) -> Check:

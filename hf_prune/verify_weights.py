@@ -17,6 +17,7 @@ from hf_prune.errors import PruneError
 from hf_prune.healing.targets import quiet_modules
 from hf_prune.names import home, original_name
 from hf_prune.output import Finished
+from hf_prune.patching.settings import patched_settings
 from hf_prune.records import Plan, ranges
 from hf_prune.reload import load_meta
 from hf_prune.sparsity.maps import linear_maps
@@ -32,6 +33,12 @@ _SLICING_CHANGES = {
     "architectures", "auto_map", "head_dim", "hidden_size", "model_type", "rms_norm_eps", "slice_dims",
     "slice_shortcuts", "tie_word_embeddings",
 }  # fmt: skip
+
+
+_CODE = {"architectures", "auto_map"}
+"""Keys that name modeling code; `load_meta` runs this package's, whatever they say."""
+_STAND_IN = re.compile(r"\.(self_attn\.map|stream_patch(\.down|\.up)?)\.(weight|bias)$")
+"""Tensors of maps that stand in for attention or for blocks: the base has none like them."""
 
 
 def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
@@ -61,12 +68,15 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
 def _check_config(folder: Path, base: Path, plan: Plan) -> Check:
     raw = serial.read_json(folder / "config.json")
     wanted = rewrite_config(serial.read_json(base / "config.json"), plan.kept)
+    if plan.hard:
+        wanted |= patched_settings(plan)
     claimed = f"{len(plan.kept)} layers" if plan.slicing is None else f"width {plan.slicing.embed}"
     try:
         mine, theirs = config_of(raw).to_dict(), config_of(wanted).to_dict()
     except Exception as error:  # there is nothing that a stranger's config cannot make transformers raise
         return Check("config", "fail", claimed, reason=f"transformers refuses it: {str(error)[:200]}")
     passed_by = _NOT_COMPARED | (_SLICING_CHANGES if plan.slicing is not None else set())
+    passed_by |= _CODE if plan.hard else set()
     # Also the file's own keys: what this version of transformers passes by may be what another one reads.
     added = {key: value for key, value in raw.items() if key not in mine}
     expected = {key: value for key, value in {**compatible(theirs), **wanted}.items() if key not in mine}
@@ -125,6 +135,10 @@ def _check_kept(
     for name, tensor in tensors.items():
         found = re.search(rf"(?:^|\.){re.escape(leaf)}\.(\d+)\.", name)
         block = None if found is None else int(found[1])
+        if block in done.linear and _STAND_IN.search(name):
+            fitted.count, fitted.changed = fitted.count + 1, fitted.changed + 1
+            fitted.problems += _impossible(tensor, str(meta.dtype).removeprefix("torch."))
+            continue
         outside = block is not None and block >= len(keep)
         original = None if outside else home(original_name(name, leaf, keep), homes, meta.base_model_prefix)
         if original is None:
@@ -162,7 +176,7 @@ def _check_kept(
         claimed = f"{zeroed} as in the base, but for zeros"
         checks.append(Check("masked tensors", "pass" if zeroed else "fail", claimed, f"{zeroed} hold zeros"))
         checks.append(_check_share(tensors, meta, plan))
-    if done.fitted:
+    if done.fitted or done.linear:
         checks.append(_check_fitted(fitted, plan))
     if healed is not None:
         if not trained.changed:
@@ -219,7 +233,9 @@ def _kinds(plan: Plan) -> set[str]:
 
 def _check_fitted(fitted: _Free, plan: Plan) -> Check:
     """Nothing of the base says what was fitted; that it is numbers in the base's shapes is all that can be seen."""
-    layers = ranges(tuple(i for op in plan.operations if op.kind == "replace" for i in op.layers))
+    layers = ranges(
+        tuple(i for op in plan.operations if op.kind in ("replace", "linearize", "patch") for i in op.layers)
+    )
     measured, name = f"{fitted.count} differ from the base's", "fitted tensors"
     if fitted.problems:
         return outcome(name, fitted.problems, measured, f"in layers {layers}")

@@ -8,8 +8,10 @@ from hf_prune.architecture.families import (
     check_causal,
     check_decoder,
     check_prunable,
+    is_patched,
     is_sliced,
     layer_count,
+    ships_code,
 )
 from hf_prune.architecture.layer_config import (
     per_layer_settings,
@@ -27,10 +29,12 @@ __all__ = [
     "check_decoder",
     "check_prunable",
     "decoder_of",
+    "is_patched",
     "is_sliced",
     "layer_count",
     "per_layer_settings",
     "rewrite_config",
     "rewrite_quantization",
+    "ships_code",
     "update_live_config",
 ]

@@ -16,6 +16,9 @@ from hf_prune.errors import ArchitectureError
 SLICED = "sliced_"
 """What the model_type of a sliced model begins with; its family's follows."""
 
+PATCHED = "patched_"
+"""What the model_type of a model begins with whose blocks lack parts; its family's follows."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -126,9 +129,19 @@ def is_sliced(model_type: Any) -> bool:
     return isinstance(model_type, str) and model_type.startswith(SLICED)
 
 
+def is_patched(model_type: Any) -> bool:
+    """Whether a model_type is that of a model out of whose blocks hf_prune has taken parts."""
+    return isinstance(model_type, str) and model_type.startswith(PATCHED)
+
+
+def ships_code(model_type: Any) -> bool:
+    """Whether models of a model_type travel with modeling code of hf_prune: sliced and patched ones."""
+    return is_sliced(model_type) or is_patched(model_type)
+
+
 def base_type(model_type: str) -> str:
-    """The model_type of the family that a sliced model belongs to; any other one as it is."""
-    return model_type.removeprefix(SLICED)
+    """The model_type of the family that a sliced or patched model belongs to; any other one as it is."""
+    return model_type.removeprefix(SLICED).removeprefix(PATCHED)
 
 
 def check_prunable(config: PretrainedConfig, name: str) -> None:
@@ -146,11 +159,16 @@ def check_prunable(config: PretrainedConfig, name: str) -> None:
             f"'{name}' is sliced already (model_type '{config.model_type}'): each layer expects the width of the "
             "one before it, so that none can be dropped or sliced again. Start from the model that it was made from"
         )
+    if is_patched(config.model_type):
+        raise ArchitectureError(
+            f"'{name}' lacks parts of its blocks already (model_type '{config.model_type}'), and is not cut again. "
+            "Start from the model that it was made from"
+        )
     check_decoder(config, name)
 
 
 def check_decoder(config: PretrainedConfig, name: str) -> None:
-    """Refuse what is no decoder that this package knows how to walk through; sliced models are.
+    """Refuse what is no decoder that this package knows how to walk through; sliced and patched models are.
 
     Args:
         config: the model's config as loaded.

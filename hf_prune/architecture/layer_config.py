@@ -24,8 +24,20 @@ _NOT_PER_LAYER = frozenset(
 
 # Lists whose values are layer indices.
 _INDEX_LISTS = frozenset(
-    {"mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "ple_layer_ids", "global_attn_layers"}
+    {
+        "mlp_only_layers",
+        "moe_layers",
+        "full_attn_idxs",
+        "attn_layer_indices",
+        "ple_layer_ids",
+        "global_attn_layers",
+        "linear_attention",
+        "stream_patches",
+    }
 )
+
+# Lists of layer indices, by name of what these layers have in common.
+_INDEX_TABLES = frozenset({"removed_parts"})
 
 # Numbers that count layers from the start: what stays of them is what is counted.
 _COUNTS = frozenset({"first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers"})
@@ -56,6 +68,8 @@ def changed_keys(config: PretrainedConfig, keep: Sequence[int]) -> dict[str, Any
     for key, value in current.items():
         if key in _INDEX_LISTS and isinstance(value, list | tuple):
             changed[key] = [position[i] for i in value if i in position]
+        elif key in _INDEX_TABLES and isinstance(value, dict):
+            changed[key] = {name: [position[i] for i in row if i in position] for name, row in value.items()}
         elif key in _NOT_PER_LAYER or key == "attention_types":
             continue
         elif isinstance(value, list | tuple) and len(value) == depth:

@@ -24,6 +24,9 @@ _LOOKS: dict[State, dict[str, Any]] = {
     "attention silenced": {"facecolor": ORANGE, "hatch": "///"},
     "MLP silenced": {"facecolor": ORANGE, "hatch": "\\\\\\"},
     "attention and MLP silenced": {"facecolor": GREY, "hatch": "+++"},
+    "without attention": {"facecolor": "white", "hatch": "///"},
+    "without MLP": {"facecolor": "white", "hatch": "\\\\\\"},
+    "without attention and MLP": {"facecolor": "white", "hatch": "+++"},
     "removed": {"facecolor": "white", "hatch": "xxx", "linestyle": "--"},
 }
 """Colour and hatch of each state: the hatch tells them apart in grey print too."""

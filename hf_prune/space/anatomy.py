@@ -34,6 +34,9 @@ _CELLS: dict[State, CellState] = {
     "attention silenced": "attention",
     "MLP silenced": "mlp",
     "attention and MLP silenced": "silenced",
+    "without attention": "no-attention",
+    "without MLP": "no-mlp",
+    "without attention and MLP": "no-parts",
     "removed": "removed",
 }
 

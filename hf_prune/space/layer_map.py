@@ -6,7 +6,19 @@ from typing import Literal
 
 from hf_prune.space.render import inert
 
-State = Literal["kept", "healed", "narrowed", "changed", "attention", "mlp", "silenced", "removed"]
+State = Literal[
+    "kept",
+    "healed",
+    "narrowed",
+    "changed",
+    "attention",
+    "mlp",
+    "silenced",
+    "no-attention",
+    "no-mlp",
+    "no-parts",
+    "removed",
+]
 
 NAMES: dict[State, str] = {
     "kept": "kept",
@@ -16,6 +28,9 @@ NAMES: dict[State, str] = {
     "attention": "attention silenced",
     "mlp": "MLP silenced",
     "silenced": "attention and MLP silenced",
+    "no-attention": "without attention",
+    "no-mlp": "without MLP",
+    "no-parts": "without attention and MLP",
     "removed": "removed",
 }
 """What each state is called."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,30 +16,37 @@ from hf_prune.surgery.edits import Edits
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
+Export = Literal["soft", "hard"]
 
-def drop_streamed(decoder: Decoder, layers: tuple[int, ...], edits: Edits) -> Decoder:
+
+def drop_streamed(decoder: Decoder, layers: tuple[int, ...], edits: Edits, *, export: Export = "soft") -> Decoder:
     """The same on a model without weights: what is kept stays as it is.
 
     Args:
         decoder: the model, on the meta device.
         layers: see `drop`.
         edits: nothing is entered.
+        export: see `drop`.
     """
     del edits
-    return drop(decoder, layers)
+    return drop(decoder, layers, export=export)
 
 
 @surgery("drop", title="Drop whole blocks", url="https://arxiv.org/abs/2403.17887", streamed=drop_streamed)
-def drop(decoder: Decoder, layers: tuple[int, ...]) -> Decoder:
+def drop(decoder: Decoder, layers: tuple[int, ...], *, export: Export = "soft") -> Decoder:
     """Remove blocks from a model in memory, in place (UIDL section 3.2, step 3).
 
     Args:
         decoder: the model.
         layers: 0-based indices of the blocks that go; checked by `check_layers`.
+        export: what becomes of single attentions and MLPs that go: "soft" zeroes what they write by, and leaves a
+            stock model that is no smaller; "hard" takes them out, and ships the modeling code that such a model needs
+            (Llama, Mistral, Qwen2, Qwen3). Whole blocks are taken out either way.
 
     Returns:
         The view of the cut model.
     """
+    del export  # the plan says it of each part
     gone = set(layers)
     keep = [i for i in range(decoder.num_layers) if i not in gone]
     blocks = nn.ModuleList([decoder.blocks[i] for i in keep])
