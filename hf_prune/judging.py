@@ -12,10 +12,11 @@ from hf_prune.architecture import Decoder
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.head import Head
 from hf_prune.objective import Left, OutputMeasure, Running
+from hf_prune.observing import most_runs
 from hf_prune.precision import fast_arithmetic
 from hf_prune.progress import tqdm
 from hf_prune.registry import measure
-from hf_prune.runner import Walker, most_runs
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, batches, by_length
 from hf_prune.scored import check_tells
 from hf_prune.tries import branchings

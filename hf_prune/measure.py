@@ -16,9 +16,10 @@ from hf_prune.block_weights import BlockWeights
 from hf_prune.distributed import ALONE, Group
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.judging import CutJudge
+from hf_prune.observing import most_runs
 from hf_prune.records import Environment, ModelRef, Scores
 from hf_prune.registry import measure
-from hf_prune.runner import Walker, most_runs
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, Samples, batches, by_length
 from hf_prune.stage_configs import options_without_paths
 from hf_prune.task_judge import TaskJudge

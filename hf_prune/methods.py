@@ -11,6 +11,9 @@ FILES = (papers, ours, plain, passes, outputs, gradients, fits, linear, parts, w
 
 METHODS: dict[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
+_NAMED = 4
+"""Methods that an error names."""
+
 
 def get_method(name: str) -> Method:
     """Look up a recipe.
@@ -20,6 +23,7 @@ def get_method(name: str) -> Method:
     """
     if name not in METHODS:
         raise ConfigError(
-            f"unknown method '{name}'; expected one of: {', '.join(METHODS)}.{did_you_mean(str(name), list(METHODS))}"
+            f"unknown method '{name}'; expected one of the {len(METHODS)} that `hf-prune methods` lists, such as "
+            f"{', '.join(list(METHODS)[:_NAMED])}.{did_you_mean(str(name), list(METHODS))}"
         )
     return METHODS[name]

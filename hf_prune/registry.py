@@ -76,7 +76,8 @@ class Entry:
                     f"{kind} '{self.name}' has no option '{key}' (value {given[key]!r}); "
                     f"it has: {', '.join(known) or 'none'}.{did_you_mean(key, known)}"
                 )
-            check_type(hints.get(key, Any), given[key], f"{kind} '{self.name}': {key}")
+            if self.cuts != "width":  # slicing says itself what it expects of each value
+                check_type(hints.get(key, Any), given[key], f"{kind} '{self.name}': {key}")
 
 
 class Registry:

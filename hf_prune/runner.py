@@ -7,11 +7,11 @@ hidden states rest between two blocks.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,90 +21,18 @@ from hf_prune.architecture import Decoder
 from hf_prune.architecture.sublayers import silenced
 from hf_prune.block_calls import Call, KeptCalls, first, replaced_forwards, run_block
 from hf_prune.block_weights import BlockWeights, ResidentWeights
-from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
+from hf_prune.errors import ArchitectureError, ConfigError
+from hf_prune.observing import Leave, Observer, Place, check_finite, last_needed, looking_in
 from hf_prune.progress import tqdm
 from hf_prune.samples import Batch
 from hf_prune.tries import Branching, Removed, branchings
 from hf_prune.units import Unit, as_cut
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the walk is.
-
-    Attributes:
-        layer: index of the block.
-        depth: blocks that there are.
-        batch: index of the batch.
-    """
-
-    layer: int
-    depth: int
-    batch: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no block comes behind this one."""
-        return self.layer == self.depth - 1
-
-
-class Observer(Protocol):
-    """Looks on while hidden states pass through the blocks, and adds to running sums.
-
-    One that needs no more than the first blocks says so in an attribute `last_block`, the index of the last of them.
-    One that looks into blocks has a method `around(layer, block)`, a context in which the block runs: forward hooks
-    that it registers there hand it what `see` does not. One that lets blocks run again there says in an attribute
-    `most_runs` how often they run at most, and in its result, as `forwards`, how often they did. One that keeps hidden
-    states has a method `keep_in(folder, budget)`, told before the walk where those go that memory has no room for, and
-    how many bytes it may take; None leaves either to itself.
-    """
-
-    def see(self, at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor) -> None:
-        """Called once for each batch and each block.
-
-        Blocks ascend for each batch and batches ascend for each block. Which of the two changes faster depends on
-        where the weights lie, and must not matter for the result.
-
-        Args:
-            at: which block of how many, and which batch.
-            inputs: (batch, length, width) residual stream h_l entering the block, in the model's dtype.
-            outputs: same shape, h_(l+1) leaving it; before the final norm for the last block.
-            mask: (batch, length) int64, 1 for tokens and 0 for pads (on the right).
-        """
-        ...
-
-    def sums(self) -> list[torch.Tensor]:
-        """The running sums themselves (float64, on the CPU), counts among them, once all batches have passed.
-
-        What other processes found in their share of the batches is added to them in place.
-        """
-        ...
-
-    def result(self) -> dict[str, Any]:
-        """What was found, once all batches have passed."""
-        ...
-
-
-Leave = Callable[[int, int, torch.Tensor, torch.Tensor], None]
-"""Told what enters the last norm of a cut model: index of the cut, index of the batch, (batch, length, width) hidden
-states, (batch, length) mask."""
-
-
 def _states_budget(weights: BlockWeights) -> int | None:
     if weights.states_budget is None and weights.device.type == "cuda":
         return torch.cuda.mem_get_info(weights.device)[0] // 4
     return weights.states_budget
-
-
-def most_runs(observer: Observer) -> int:
-    """How often blocks run at most where an observer looks on."""
-    return int(getattr(observer, "most_runs", 1))
-
-
-def _last_needed(observers: Sequence[Observer], depth: int) -> int:
-    return min(
-        depth - 1, max((getattr(observer, "last_block", depth - 1) for observer in observers), default=depth - 1)
-    )
 
 
 def _checked(cut: Collection[int | Unit], depth: int, name: str) -> frozenset[Unit]:
@@ -196,7 +124,7 @@ class Walker:
         weights, depth = self._weights, self.decoder.num_layers
         removed = [_checked(cut, depth, self.decoder.name) for cut in cuts]
         shown = _checked(seen, depth, self.decoder.name)
-        needed = depth if cuts else _last_needed(observers, depth) + 1
+        needed = depth if cuts else last_needed(observers, depth) + 1
         # What memory is left is shared by all who keep hidden states.
         keepers = [observer.keep_in for observer in observers if hasattr(observer, "keep_in")]
         bound = weights.states_budget
@@ -236,7 +164,7 @@ class Walker:
         if gone.whole:
             return hidden
         block = self.decoder.blocks[layer]
-        with _looking_in(looking, layer, block), silenced(block, gone.parts):
+        with looking_in(looking, layer, block), silenced(block, gone.parts):
             outputs = first(run_block(block, batch.calls[layer], hidden))
         if looking:
             place = Place(layer, self.decoder.num_layers, batch.number)
@@ -278,7 +206,7 @@ class Walker:
                             looking = observers if more == watched and not gone.whole else ()
                             if not gone.whole:
                                 call = calls.get(number, layer, weights.device)
-                                with _looking_in(looking, layer, block), silenced(block, gone.parts):
+                                with looking_in(looking, layer, block), silenced(block, gone.parts):
                                     outputs = first(run_block(block, call, before))
                             if looking:
                                 self._show(looking, Place(layer, depth, number), before, outputs, mask)
@@ -295,7 +223,7 @@ class Walker:
     def _show(
         self, observers: Sequence[Observer], at: Place, inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        _check_finite(inputs, outputs, mask, at.layer, at.batch, self.decoder.name)
+        check_finite(inputs, outputs, mask, at.layer, at.batch, self.decoder.name)
         for observer in observers:
             observer.see(at, inputs, outputs, mask)
 
@@ -388,17 +316,6 @@ class Walker:
 
 
 @contextmanager
-def _looking_in(observers: Sequence[Observer], layer: int, block: nn.Module) -> Iterator[None]:
-    """The contexts of all observers that look into blocks."""
-    with ExitStack() as stack:
-        for observer in observers:
-            around = getattr(observer, "around", None)
-            if around is not None:
-                stack.enter_context(around(layer, block))
-        yield
-
-
-@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode and put back the mode that each of its modules was in."""
     training = [module for module in model.modules() if module.training]
@@ -412,27 +329,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 class _NotHandedOnError(Exception):
     """A block does not get what the one before it returned."""
-
-
-def _check_finite(
-    inputs: torch.Tensor, outputs: torch.Tensor, mask: torch.Tensor, layer: int, batch: int, name: str
-) -> None:
-    # The sum of all entries is finite only if each is: one reduction, no mask of the tensor's size. Half precision
-    # would overflow in the sum itself, hence float32; pads may hold anything.
-    if torch.isfinite(outputs.sum(dtype=torch.float32)):
-        return
-    if layer == 0 and (bad := _bad_tokens(inputs, mask)):
-        raise MeasureError(
-            f"the embeddings of '{name}' hold NaN or infinite numbers for {bad} of {int(mask.sum())} tokens in batch "
-            f"{batch}; expected finite numbers. Check the weights of the embedding"
-        )
-    if bad := _bad_tokens(outputs, mask):
-        raise MeasureError(
-            f"block {layer} of '{name}' gives NaN or infinite hidden states in batch {batch} "
-            f"({bad} of {int(mask.sum())} tokens); expected finite numbers. Try another --dtype (bfloat16 "
-            "or float32 instead of float16), or check the weights of that block"
-        )
-
-
-def _bad_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> int:
-    return int((~torch.isfinite(hidden).all(-1) & mask.to(hidden.device).bool()).sum())

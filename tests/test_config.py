@@ -165,7 +165,7 @@ def test_no_recipe_on_the_hub(hub, hub_token, new_repo_id) -> None:
         ({"sparsity_of": "heads"}, r"PrunerConfig\.sparsity_of='heads'; expected one of: 'layers', .*, 'width'"),
         (
             {"method": "uild"},
-            "unknown method 'uild'; expected one of: uidl, simple, slicegpt, dynamic-slicing, .*Did you mean 'uidl'",
+            "unknown method 'uild'; expected one of the .* such as uidl, simple, slicegpt.*Did you mean 'uidl'",
         ),
         ({"measure": "angel"}, "unknown measure 'angel'"),
         ({"planner": "windw"}, "unknown planner 'windw'.*Did you mean 'window'"),

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from hf_prune import prune_layers
 from hf_prune.architecture import decoder_of
 from hf_prune.measures.similarity import PairwiseAngles, pairwise_angles
+from hf_prune.observing import Place
 from hf_prune.precision import fast_arithmetic
 from hf_prune.registry import measure
-from hf_prune.runner import Place, Walker
+from hf_prune.runner import Walker
 from hf_prune.samples import batches, by_length
 
 from .making import asked, logits

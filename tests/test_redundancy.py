@@ -11,11 +11,12 @@ from hf_prune.architecture import decoder_of
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.measure import measure_model
 from hf_prune.measures.redundancy import LayerCosines, cosines
+from hf_prune.observing import Place
 from hf_prune.planners.window import window
 from hf_prune.precision import fast_arithmetic
 from hf_prune.records import Scores
 from hf_prune.registry import measure
-from hf_prune.runner import Place, Walker
+from hf_prune.runner import Walker
 from hf_prune.samples import Samples, batches, by_length
 from hf_prune.slicing.widths import constant_widths, dynamic_widths, layer_redundancy
 

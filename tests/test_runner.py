@@ -18,8 +18,9 @@ from hf_prune.block_calls import KeptCalls
 from hf_prune.block_weights import BlockWeights, StreamedWeights
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
 from hf_prune.loading import Source
+from hf_prune.observing import Place
 from hf_prune.probe import probe
-from hf_prune.runner import Place, Walker, evaluating
+from hf_prune.runner import Walker, evaluating
 from hf_prune.samples import Batch, batches
 from hf_prune.skeleton import skeleton
 

@@ -19,7 +19,8 @@ from hf_prune.loading import Source, load_model
 from hf_prune.measure import measure_model
 from hf_prune.measures.redundancy import LayerCosines
 from hf_prune.measures.similarity import PairwiseAngles
-from hf_prune.runner import Place, Walker
+from hf_prune.observing import Place
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, Samples, batches
 from hf_prune.skeleton import skeleton
 from hf_prune.tensors import TensorEntry

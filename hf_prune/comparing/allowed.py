@@ -7,11 +7,11 @@ from hf_prune.amounts import allowed_blocks, layers_to_drop
 from hf_prune.comparing.estimate import CountingJudge, alike
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
+from hf_prune.observing import most_runs
 from hf_prune.plan import choose_plan
 from hf_prune.planners.window import check_window
 from hf_prune.records import ModelRef
 from hf_prune.registry import measure, planner
-from hf_prune.runner import most_runs
 from hf_prune.tries import branchings
 from hf_prune.units import Cut, Unit, parts_of
 

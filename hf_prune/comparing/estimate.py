@@ -6,10 +6,10 @@ from hf_prune.amounts import Sizes
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError, PruneError
 from hf_prune.objective import OutputMeasure, leave_one_out
+from hf_prune.observing import most_runs
 from hf_prune.plan import choose_plan
 from hf_prune.records import ModelRef
 from hf_prune.registry import measure, planner
-from hf_prune.runner import most_runs
 from hf_prune.tries import branchings
 from hf_prune.units import PARTS, Cut, Part, Unit, parts_of
 

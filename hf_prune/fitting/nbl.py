@@ -14,10 +14,10 @@ from hf_prune.fitting.replaceme import check_tokens
 from hf_prune.fitting.seams import check_text, in_batches, split, walk
 from hf_prune.fitting.task import Fitted, Task
 from hf_prune.joint_moments import JointMoments, best_map, left_over
+from hf_prune.observing import Place
 from hf_prune.patching.families import check_attention_left, check_patchable
 from hf_prune.records import Operation
 from hf_prune.registry import fitted
-from hf_prune.runner import Place
 
 
 @fitted(

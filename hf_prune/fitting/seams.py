@@ -11,7 +11,8 @@ from hf_prune.architecture import Decoder
 from hf_prune.architecture.writes import writes_of
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.fitting.task import Task, Window
-from hf_prune.runner import Observer, Place, Walker
+from hf_prune.observing import Observer, Place
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, batches, by_length
 
 

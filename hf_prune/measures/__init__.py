@@ -1,1 +1,1 @@
-"""Measures: one file a family; each is an observer of the one pass (see `hf_prune.runner`)."""
+"""Measures: one file a family; most are observers of the one pass (see `hf_prune.observing`)."""

@@ -11,8 +11,8 @@ from hf_prune.architecture.sublayers import has_part, silenced
 from hf_prune.block_calls import first
 from hf_prune.errors import MeasureError
 from hf_prune.joint_moments import JointMoments, correlations
+from hf_prune.observing import Place
 from hf_prune.registry import measure
-from hf_prune.runner import Place
 
 
 @measure(

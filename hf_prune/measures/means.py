@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hf_prune.errors import ConfigError, MeasureError
-from hf_prune.runner import Place
+from hf_prune.observing import Place
 
 Value = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(tokens, width) states of one sample before and behind something -> (tokens,) float64, the change of each."""

@@ -11,8 +11,8 @@ from hf_prune.architecture.sublayers import has_part, part_modules, silenced
 from hf_prune.block_calls import first
 from hf_prune.measures.influence import turned
 from hf_prune.measures.means import TokenSums, Value, add_samples, spans
+from hf_prune.observing import Place
 from hf_prune.registry import measure
-from hf_prune.runner import Place
 from hf_prune.units import Part
 
 PARTS: tuple[Part, Part] = ("attention", "mlp")

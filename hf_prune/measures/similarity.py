@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from hf_prune.observing import Place
 from hf_prune.registry import measure
-from hf_prune.runner import Place
 
 
 @measure(

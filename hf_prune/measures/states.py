@@ -9,7 +9,7 @@ import torch
 
 from hf_prune.activation_store import ActivationStore
 from hf_prune.measures.means import check_tokens, spans
-from hf_prune.runner import Place
+from hf_prune.observing import Place
 
 CHUNK_BYTES = 2**28
 """Of float64 copies at once."""

@@ -8,8 +8,9 @@ import torch
 from hf_prune.activation_store import ActivationStore
 from hf_prune.block_calls import KeptCalls, first, run_block
 from hf_prune.fitting.task import Task
+from hf_prune.observing import Place
 from hf_prune.progress import tqdm
-from hf_prune.runner import Place, Walker, evaluating
+from hf_prune.runner import Walker, evaluating
 from hf_prune.samples import batches, by_length
 from hf_prune.sparsity.maps import LinearMap
 from hf_prune.sparsity.norms import InputNorms

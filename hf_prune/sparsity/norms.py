@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_prune.errors import ArchitectureError, MeasureError
-from hf_prune.runner import Place
+from hf_prune.observing import Place
 from hf_prune.sparsity.maps import LinearMap
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.architecture.decoder import first_device
 from hf_prune.measures.similarity import PairwiseAngles
-from hf_prune.runner import Place, Walker
+from hf_prune.observing import Place
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, batches
 
 RUNS = 7

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from hf_prune.evaluation.speed import growth
+from hf_prune.observing import Observer
 from hf_prune.registry import measure
-from hf_prune.runner import Observer, Walker
+from hf_prune.runner import Walker
 from hf_prune.samples import Batch, batches
 
 from .measure import Shape, build

@@ -12,9 +12,9 @@ from hf_prune.errors import ConfigError
 from hf_prune.measure import measure_model
 from hf_prune.measures import states
 from hf_prune.measures.cosine import PairwiseCosines, pairwise_cosines
+from hf_prune.observing import Place
 from hf_prune.planners.window import window
 from hf_prune.registry import measure
-from hf_prune.runner import Place
 from hf_prune.samples import Samples
 
 from ..making import TEXT, asked, reference

@@ -15,10 +15,10 @@ from hf_prune.judging import CutJudge
 from hf_prune.measure import measure_model
 from hf_prune.measures.influence import relative_change
 from hf_prune.measures.means import LayerMeans, spans
+from hf_prune.observing import Place
 from hf_prune.planners.order import greedy, top_k
 from hf_prune.planners.problem import Problem
 from hf_prune.registry import measure
-from hf_prune.runner import Place
 from hf_prune.samples import Samples, by_length
 from hf_prune.units import Unit
 

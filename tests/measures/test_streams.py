@@ -15,8 +15,9 @@ from hf_prune.block_weights import BlockWeights, StreamedWeights
 from hf_prune.loading import Source, load_model
 from hf_prune.measure import measure_model
 from hf_prune.measures.states import StatePairs
+from hf_prune.observing import Observer
 from hf_prune.registry import measure
-from hf_prune.runner import Observer, Walker
+from hf_prune.runner import Walker
 from hf_prune.samples import Samples, batches
 from hf_prune.skeleton import skeleton
 from hf_prune.units import Unit
