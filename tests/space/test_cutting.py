@@ -105,7 +105,7 @@ def test_a_cut_of_80_layers_is_chosen_at_once():
         start = time.thread_time()  # of this thread alone: machines that run tests have other work
         cut_page.page(pair, plan_cut(pair, "uidl", count))
         taken.append(time.thread_time() - start)
-    assert min(taken) < 0.05
+    assert min(taken) < 0.2
 
 
 def test_many_layers_and_close_choices_are_warned_of():
