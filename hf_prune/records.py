@@ -389,14 +389,35 @@ class HeldOutLoss:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """The model on its way.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: training tokens seen by then.
+        flops: floating point operations spent by then, the original's among them.
+        loss: held-out next-token loss, nats per token, of the model as it is trained (quantized, uncast).
+        kl: mean divergence of its predictions from the original's on the held-out text, nats; None where no original
+            was at hand.
+    """
+
+    step: int
+    tokens: int
+    flops: float
+    loss: float
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
 class Healing(Record):
     """How the damage was healed.
 
     Attributes:
         settings: the resolved healing settings (every value that was used).
         quantization: "nf4 (double quantized)" or None.
-        trained_parameters: adapter parameters.
-        target_modules: module name endings that carry adapters.
+        trained_parameters: parameters that were trained.
+        target_modules: module name endings that carry adapters; where weights were trained themselves, the names of
+            their tensors.
         steps: optimizer steps done.
         tokens: training tokens seen (pads not counted).
         seconds: of training.
@@ -408,6 +429,11 @@ class Healing(Record):
         held_out_data: held-out text.
         environment: where it ran.
         warnings: sentences for report and card.
+        kind: whether "adapters" were trained beside the weights, or "weights" themselves.
+        curve: the held-out figures on the way, the untrained model first.
+        best_step: optimizer steps behind the weights that were taken; None where the last ones were.
+        stopped: why training ended before its time, one sentence; None where it did not.
+        reused: what was computed once for all and how much that saved, one sentence; None where nothing was.
     """
 
     FILE: ClassVar[str] = "healing.json"
@@ -427,3 +453,8 @@ class Healing(Record):
     held_out_data: TextUse
     environment: Environment
     warnings: tuple[str, ...] = ()
+    kind: Literal["adapters", "weights"] = "adapters"
+    curve: tuple[CurvePoint, ...] = ()
+    best_step: int | None = None
+    stopped: str | None = None
+    reused: str | None = None

@@ -134,52 +134,98 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class HealingConfig:
-    """LoRA / QLoRA healing. None means: the recipe's value, resolved per model and recorded.
+    """How a pruned model is trained again. None means: the recipe's value, resolved per model and recorded.
 
     Attributes:
+        method: healing recipe; None takes the one that belongs to the pruning method.
         dataset: as in calibration; "calibration" takes other documents of the calibration's dataset.
         dataset_config: the dataset's config name.
         split: the dataset's split.
         text_column: column that holds the text.
+        messages_column: column of chat messages, in place of `text_column`; only the assistant's turns are learned.
+        self_distill: whether the original model answers the prompts anew, and its answers are learned.
+        packing: whether several short texts share a row; none of them sees another.
+        target: what is trained, a name in the registry "healing target": adapters on "mlp" or "all" linears of the
+            blocks, or the weights themselves ("last", "seam", "replaced", "patch", "full"); or names of modules that
+            carry adapters, with commas between.
+        last_blocks: blocks that target "last" trains.
         rank: LoRA rank r.
+        last_rank: rank in the last block; ranks grow evenly from `rank` in the first one (PRILoRA).
         alpha: LoRA alpha; "uidl" sets alpha = r, "slicegpt" sets 10 at any rank.
         dropout: LoRA dropout.
-        target: "mlp" adapts the MLP projections, "all" every linear in the blocks (shortcuts of sliced models too).
+        use_rslora: whether adapters are scaled by alpha / sqrt(r) in place of alpha / r.
+        use_dora: whether adapters learn directions and lengths apart (DoRA).
         quantize: "nf4" trains on 4-bit weights (QLoRA), "none" on bf16; "auto" takes nf4 where bitsandbytes is there.
+        loss: names in the registry "healing loss" with weights, such as "kl" or "next_token=1,kl=0.5".
+        temperature: of the divergence.
+        top_k: tokens of each of the original's predictions that the divergence looks at; None takes all of them, or
+            64 where predictions are stored.
+        teacher: how the original is at hand: "resident" in memory, "nf4" in 4 bits, or "stored": its predictions are
+            written to disk once.
+        prefix: what is done about blocks below all that is trained: "recompute" runs them each time, "share" runs them
+            once for original and pruned model, "store" keeps their hidden states on disk for later epochs.
+        store_budget: most that hidden states and predictions may take on disk, such as "8GB"; None takes a tenth of
+            what is free.
+        optimizer: name of Transformers' optimizer, such as "adamw_torch" or "adamw_8bit".
         learning_rate: peak.
         warmup_steps: linear warm-up to the peak.
         schedule: how the learning rate falls from there to zero.
         beta2: AdamW's second beta; the first is 0.9.
+        recompute: whether activations are computed again in the backward pass; None does so from 1 B parameters.
         batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward; None chooses.
         steps: optimizer steps at most.
         tokens: training tokens at most; None takes what suits the machine.
         max_length: tokens per sequence.
         held_out_samples: sequences kept for the held-out loss.
+        eval_steps: optimizer steps between measurements on the held-out text; None chooses ten in a run.
+        patience: such measurements without a gain after which training stops; None never stops early.
+        stop_on: what the best checkpoint is told by: held-out "loss", or "kl" from the original.
+        report_to: where Trainer logs to: "tensorboard", "wandb", "trackio".
         output: "merged" ships plain weights, "adapter" ships pruned weights with the adapter beside them.
         save_steps: optimizer steps between checkpoints; None chooses ten in a run.
         seed: of data order, initialisation and dropout.
     """
 
+    method: str | None = None
     dataset: str | None = SAME
     dataset_config: str | None = None
     split: str | None = None
     text_column: str = "text"
+    messages_column: str | None = None
+    self_distill: bool = False
+    packing: bool = False
+    target: str | None = None
+    last_blocks: int | None = None
     rank: int | None = None
+    last_rank: int | None = None
     alpha: int | None = None
     dropout: float | None = None
-    target: Literal["mlp", "all"] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
     quantize: Literal["auto", "nf4", "none"] = "auto"
+    loss: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    teacher: Literal["resident", "nf4", "stored"] | None = None
+    prefix: Literal["recompute", "share", "store"] | None = None
+    store_budget: str | None = None
+    optimizer: str = "adamw_torch"
     learning_rate: float | None = None
     warmup_steps: int | None = None
     schedule: Literal["cosine", "linear"] | None = None
     beta2: float | None = None
+    recompute: bool | None = None
     batch_size: int | None = None
     micro_batch_size: int | None = None
     steps: int | None = None
     tokens: int | None = None
     max_length: int | None = None
     held_out_samples: int = 32
+    eval_steps: int | None = None
+    patience: int | None = None
+    stop_on: Literal["loss", "kl"] = "loss"
+    report_to: tuple[str, ...] = ()
     output: Literal["merged", "adapter"] = "merged"
     save_steps: int | None = None
     seed: int = 0
@@ -187,11 +233,13 @@ class HealingConfig:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         check_positive(self, "rank", "alpha", "batch_size", "micro_batch_size", "steps", "tokens", "max_length")
-        check_positive(self, "held_out_samples", "save_steps")
+        check_positive(self, "held_out_samples", "save_steps", "eval_steps", "patience", "last_blocks", "last_rank")
+        check_positive(self, "top_k")
         check_fraction(self, "dropout", zero=True)
         check_fraction(self, "beta2", zero=True)
         check_fraction(self, "learning_rate")
         check_from_zero(self, "warmup_steps")
+        check_above_zero(self, "temperature")
         serial.settle(self)
 
 

@@ -18,6 +18,7 @@ from hf_prune.errors import CheckpointError, ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.fit import check_fitted
+from hf_prune.healing.origin import Origin
 from hf_prune.models import LABELS, Label, Models
 from hf_prune.plan import carried_out_by, check_healable, check_single_round
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
@@ -26,6 +27,9 @@ from hf_prune.soundness import check_blocks, check_plan
 from hf_prune.streaming import check_room, must_stream
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
+
+_STRUCTURAL = ("drop", "patch")
+"""Operations that leave the weights of the blocks that stay as they are."""
 
 
 class Stages:
@@ -281,7 +285,7 @@ class Stages:
             original_loss=self._original_loss(settings),
             progress=self._progress,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
-            silent=self.plan().silenced,
+            origin=self._healing_origin(),
         )
         self.models.replace(result.model, result.adapter if settings.output == "adapter" else None)
         self._adapter, self._healing = result.adapter, result.record
@@ -290,10 +294,26 @@ class Stages:
         self._healing.save(self.run.path)
         return self._healing
 
+    def _healing_origin(self) -> Origin:
+        """Where the pruned model comes from, as far as healing has to know."""
+        plan = self.plan()
+        place = {layer: position for position, layer in enumerate(plan.kept)}
+        written = {place[i] for op in plan.operations if op.kind not in _STRUCTURAL for i in op.layers if i in place}
+        patched = {place[i] for op in plan.operations if op.kind == "patch" for i in op.layers if i in place}
+        return Origin(
+            plan.kept,
+            plan.model.num_layers,
+            tuple(sorted(written)),
+            plan.silenced,
+            tuple(sorted(patched)),
+            self.models.original,
+            f"{self.source.ref.digest} {self.models.kwargs['dtype']}",
+        )
+
     def _resolve_healing(self) -> HealingConfig:
         return healing.resolve(
             self.config.healing,
-            recipe=self.config.recipe().healing,
+            recipe=self.config.healing.method or self.config.recipe().healing,
             base_model=self.source.ref.id,
             limit=self._limit,
             parameters=self.models.pruned_parameters(self.plan()),

@@ -1,8 +1,8 @@
 """Healing: LoRA or QLoRA on what pruning left, merged into plain weights, with the loss measured at every station."""
 
 from hf_prune.healing.adapter import set_adapter_base
-from hf_prune.healing.lora import HealResult, heal, merge_loss_share, planned_steps, require
-from hf_prune.healing.losses import held_out_loss
+from hf_prune.healing.held_out import held_out_loss
+from hf_prune.healing.pipeline import HealResult, heal, merge_loss_share, planned_steps, require
 from hf_prune.healing.recipes import RECIPES, resolve
 
 __all__ = [

@@ -1,19 +1,23 @@
 """LoRA adapters: put on a model, taken off as tensors, saved without asking the Hub."""
 
 import json
+import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hf_prune import serial
-from hf_prune.architecture import decoder_of
+from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.config import HealingConfig
 from hf_prune.healing.checkpoint import quiet_peft
+from hf_prune.healing.merge import merge_adapter
 from hf_prune.healing.targets import Targets, find_targets
+from hf_prune.healing.trained import State
 from hf_prune.units import Unit
 
 if TYPE_CHECKING:
@@ -53,32 +57,64 @@ def add_adapter(model: PreTrainedModel, config: HealingConfig, targets: Targets)
         return get_peft_model(model, lora)
 
 
-def attach(
-    model: PreTrainedModel,
-    config: HealingConfig,
-    state: dict[str, torch.Tensor],
-    base_model: str,
-    silent: Collection[Unit] = (),
-) -> "PeftModel":
-    """Put trained adapters on a plain model, for inference.
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA beside linear maps of the blocks; see `Trainable`."""
 
-    Args:
-        model: changed in place.
-        config: resolved.
-        state: from `adapter_state`.
-        base_model: what the adapter calls its base.
-        silent: see `find_targets`.
-    """
-    from peft import set_peft_model_state_dict
+    kind: ClassVar[Literal["adapters"]] = "adapters"
 
-    assert config.target
-    adapted = add_adapter(model, config, find_targets(decoder_of(model, base_model), config.target, silent))
-    result: Any = set_peft_model_state_dict(adapted, state)
-    assert not result.unexpected_keys, result.unexpected_keys
-    # Only now: with a name instead of a folder there, PEFT asks the Hub whenever it saves.
-    adapted.peft_config["default"].base_model_name_or_path = base_model
-    adapted.eval()
-    return adapted
+    where: Literal["mlp", "all"]
+    silent: tuple[Unit, ...]
+    names: tuple[str, ...]
+    lowest: int
+    warning: str | None = None
+    keep_whole: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, decoder: Decoder, where: Literal["mlp", "all"], silent: Collection[Unit] = ()) -> "Adapters":
+        """Adapters on the maps that `find_targets` finds.
+
+        Args:
+            decoder: the pruned model.
+            where: see `find_targets`.
+            silent: see `find_targets`.
+
+        Raises:
+            ArchitectureError: the blocks hold no linear map that could carry an adapter.
+        """
+        found = find_targets(decoder, where, silent)
+        carrying = [name for name, _ in decoder.model.named_modules() if re.fullmatch(found.pattern, name)]
+        lowest = min(int(name.removeprefix(f"{decoder.blocks_path}.").partition(".")[0]) for name in carrying)
+        return cls(where, tuple(silent), found.names, lowest, found.warning)
+
+    def begin(self, model: PreTrainedModel, config: HealingConfig) -> "PeftModel":
+        """See `Trainable.begin`."""
+        # Found in this very model: 4-bit copies keep Conv1D weights the other way round.
+        return add_adapter(model, config, find_targets(decoder_of(model), self.where, self.silent))
+
+    def state(self, trainee: Any) -> State:
+        """See `Trainable.state`; the names are those that PEFT saves."""
+        return adapter_state(trainee)
+
+    def restore(self, trainee: Any, state: State) -> None:
+        """See `Trainable.restore`."""
+        from peft import set_peft_model_state_dict
+
+        result: Any = set_peft_model_state_dict(trainee, state)
+        assert not result.unexpected_keys, result.unexpected_keys
+
+    def attach(self, model: PreTrainedModel, config: HealingConfig, state: State, base_model: str) -> "PeftModel":
+        """See `Trainable.attach`."""
+        adapted = add_adapter(model, config, find_targets(decoder_of(model, base_model), self.where, self.silent))
+        self.restore(adapted, state)
+        # Only now: with a name instead of a folder there, PEFT asks the Hub whenever it saves.
+        adapted.peft_config["default"].base_model_name_or_path = base_model
+        adapted.eval()
+        return adapted
+
+    def merge(self, model: PreTrainedModel, config: HealingConfig, state: State) -> None:
+        """See `Trainable.merge`."""
+        merge_adapter(model, state, scaling(config))
 
 
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ def check_config(config: HealingConfig) -> None:
     Raises:
         ConfigError: a setting that `recipes.resolve` fills is None.
     """
-    lora = ("rank", "alpha", "dropout", "target")
+    lora = ("rank", "alpha", "dropout", "target", "loss")
     optimizer = ("learning_rate", "warmup_steps", "schedule", "beta2", "batch_size", "micro_batch_size")
     length = ("steps", "tokens", "max_length", "save_steps")
     missing = [name for name in (*lora, *optimizer, *length) if getattr(config, name) is None]

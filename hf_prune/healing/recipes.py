@@ -54,18 +54,20 @@ class HealingRecipe:
         beta2: AdamW's second beta (the first is 0.9 in every recipe, as in torch).
         models: lower-case Hub id to what the paper used for it.
         other: for every other model.
+        loss: what is brought down, as in `HealingConfig`.
     """
 
     paper: str
     steps: int
     batch_size: int
     warmup_steps: int
-    target: Literal["mlp", "all"]
+    target: str
     dropout: float
     schedule: Literal["cosine", "linear"]
     beta2: float
     models: dict[str, ModelRecipe]
     other: ModelRecipe = ModelRecipe()
+    loss: str = "next_token"
 
     def of(self, base_model: str) -> ModelRecipe:
         """The row of one model, upper or lower case alike."""
@@ -208,6 +210,7 @@ def _fill(
         alpha=config.alpha or row.alpha or rank,
         dropout=recipe.dropout if config.dropout is None else config.dropout,
         target=config.target or recipe.target,
+        loss=config.loss or recipe.loss,
         learning_rate=config.learning_rate or row.learning_rate,
         warmup_steps=warmup,
         schedule=config.schedule or recipe.schedule,

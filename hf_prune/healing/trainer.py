@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_prune import serial
 from hf_prune.config import HealingConfig
 from hf_prune.errors import MeasureError
+from hf_prune.healing.rows import Rows, collate
+from hf_prune.healing.step import Step
+from hf_prune.healing.trained import Trainable
 from hf_prune.progress import tqdm
-from hf_prune.samples import Samples, batches
 
 log = logging.getLogger(__name__)
 
 _COMPLETE = "complete.json"
 """Written into a checkpoint after everything else: a checkpoint without it was cut off and is not used."""
+
+_TRAINED = "trained.safetensors"
+"""What is trained, alone; the rest of the model is where it came from."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,10 @@ class Trained:
 
 
 def train(
-    model: PeftModel,
-    samples: Samples,
+    model: torch.nn.Module,
+    chosen: Trainable,
+    step: Step,
+    rows: Rows,
     config: HealingConfig,
     *,
     steps: int,
@@ -61,7 +67,7 @@ def train(
     recompute: bool,
     progress: bool,
 ) -> Trained:
-    """Train the adapters of `model` in place, from the last whole checkpoint in `folder` where there is one.
+    """Train `model` in place, from the last whole checkpoint in `folder` where there is one.
 
     AdamW without weight decay, linear warm-up, then along `config.schedule` to zero, gradients clipped at norm 1. A
     continued run ends with the same tensors, to the bit on a CPU, as one that was never stopped: order of the data,
@@ -71,8 +77,10 @@ def train(
     The first Ctrl-C finishes the step, writes a checkpoint and raises; a second one raises at once.
 
     Args:
-        model: with adapters.
-        samples: training text; each sequence is one row, padded within its batch.
+        model: from `chosen.begin`.
+        chosen: what is trained.
+        step: the loss of a micro-batch.
+        rows: training text.
         config: resolved.
         steps: optimizer steps.
         folder: for checkpoints.
@@ -86,7 +94,7 @@ def train(
         KeyboardInterrupt: Ctrl-C.
     """
     keeper = _Keeper()
-    trainer = _trainer(model, samples, config, steps, folder, device, autocast, recompute, keeper)
+    trainer = _trainer(model, chosen, step, rows, config, steps, folder, device, autocast, recompute, keeper)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if progress:
@@ -97,7 +105,7 @@ def train(
         log.info("continuing from %s", checkpoint.name)
     if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
         # Trainer would do one more step on a finished run.
-        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+        chosen.restore(model, load_file(checkpoint / _TRAINED))
         return _result(json.loads((checkpoint / "trainer_state.json").read_text()), keeper.seconds_before)
     try:
         with keeper.listening():
@@ -120,16 +128,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad rows on the right; labels are -100 on pads, told by the mask and never by the id of a token."""
-    (batch,) = batches([row["input_ids"] for row in rows], len(rows))
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
-
-
 def _trainer(
-    model: PeftModel,
-    samples: Samples,
+    model: torch.nn.Module,
+    chosen: Trainable,
+    step: Step,
+    rows: Rows,
     config: HealingConfig,
     steps: int,
     folder: Path,
@@ -140,7 +143,7 @@ def _trainer(
 ) -> Trainer:
     assert config.batch_size and config.micro_batch_size and config.learning_rate and config.save_steps
     assert config.warmup_steps is not None and config.schedule and config.beta2 is not None
-    micro = min(config.micro_batch_size, len(samples.sequences))
+    micro = min(config.micro_batch_size, len(rows))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -164,7 +167,7 @@ def _trainer(
         data_seed=config.seed,
         use_cpu=device.type == "cpu",
         # An incomplete last batch of each pass is left out, so that every step has its full size.
-        dataloader_drop_last=len(samples.sequences) >= micro,
+        dataloader_drop_last=len(rows) >= micro,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -173,8 +176,9 @@ def _trainer(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the model sits on one device; without this Trainer would copy it to all of them
-    rows = _Rows(samples)
-    return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
+    return _Trainer(
+        chosen, step, model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper]
+    )
 
 
 def _result(state: dict[str, Any], seconds: float) -> Trained:
@@ -182,17 +186,41 @@ def _result(state: dict[str, Any], seconds: float) -> Trained:
     return Trained(state["global_step"], int(state["num_input_tokens_seen"]), seconds, losses[-1], state["epoch"])
 
 
-class _Rows(torch.utils.data.Dataset):
-    """The sequences as Trainer wants them."""
+class _Trainer(Trainer):
+    """Trainer with the loss of `Step`, whose checkpoints hold what is trained alone.
 
-    def __init__(self, samples: Samples) -> None:
-        self.sequences = samples.sequences
+    Args:
+        chosen: what is trained.
+        step: the loss of a micro-batch.
+        kwargs: of Trainer.
+    """
 
-    def __len__(self) -> int:
-        return len(self.sequences)
+    def __init__(self, chosen: Trainable, step: Step, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._chosen, self._step, self._trainee = chosen, step, kwargs["model"]
+        # Labels are told apart from ids by `Step`, which sums; Trainer is to count them as they are.
+        self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.sequences[index]}
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the positions of a whole optimizer step, of which this micro-batch is a part."""
+        total, _ = self._step(model, inputs)
+        assert num_items_in_batch is not None
+        loss = total / num_items_in_batch
+        return loss * self.accelerator.num_processes  # the mean of all processes is taken of gradients
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._chosen.state(self._trainee), folder / _TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        self._chosen.restore(self._trainee, load_file(Path(resume_from_checkpoint) / _TRAINED))
 
 
 class _Keeper(TrainerCallback):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig
+from hf_prune.healing.adapter import Adapters
 from hf_prune.healing.budget import Throughput
 from hf_prune.records import TextUse
 from hf_prune.samples import Samples, digest
@@ -18,13 +19,20 @@ from tests.tiny import VOCAB, tiny_model
 SPEED = Throughput(flops=1e12, dtype="bfloat16")
 
 SETTINGS = HealingConfig(
-    rank=4, alpha=4, dropout=0.05, target="mlp", learning_rate=0.01, warmup_steps=2, schedule="cosine", beta2=0.999,
-    batch_size=4, micro_batch_size=2, steps=12, tokens=10_000, max_length=16, save_steps=2, quantize="none",
+    rank=4, alpha=4, dropout=0.05, target="mlp", loss="next_token", learning_rate=0.01, warmup_steps=2,
+    schedule="cosine", beta2=0.999, batch_size=4, micro_batch_size=2, steps=12, tokens=10_000, max_length=16,
+    save_steps=2, quantize="none",
 )  # fmt: skip
 
 
 def settings(**changes: Any) -> HealingConfig:
     return dataclasses.replace(SETTINGS, **changes)
+
+
+def attached(model: PreTrainedModel, config: HealingConfig, state: Any, base: str) -> Any:
+    """A plain model with trained adapters on it."""
+    adapters = Adapters.of(decoder_of(model), config.target)  # type: ignore[arg-type]
+    return adapters.attach(model, config, state, base)
 
 
 def text(count: int, seed: int, length: int = 12) -> Samples:

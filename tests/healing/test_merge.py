@@ -5,10 +5,10 @@ import torch
 
 from hf_prune.architecture import decoder_of
 from hf_prune.errors import CheckpointError
-from hf_prune.healing.adapter import adapter_state, add_adapter, attach, scaling
+from hf_prune.healing.adapter import adapter_state, add_adapter, scaling
 from hf_prune.healing.merge import merge_adapter
 from hf_prune.healing.targets import find_targets
-from tests.healing.support import settings, with_shortcuts
+from tests.healing.support import attached, settings, with_shortcuts
 from tests.tiny import tiny_model, tokens
 
 CONFIG = settings(rank=4, alpha=12)
@@ -29,7 +29,7 @@ def test_merged_computes_what_the_adapter_computes(model_type):
     ids = tokens()
     with torch.no_grad():
         before = model(ids).logits
-        adapted = attach(copy.deepcopy(model), CONFIG, state, "org/base")(ids).logits
+        adapted = attached(copy.deepcopy(model), CONFIG, state, "org/base")(ids).logits
         merge_adapter(model, state, scaling(CONFIG))
         merged = model(ids).logits
     assert (adapted - before).abs().max() > 0.1
@@ -44,7 +44,7 @@ def test_shortcuts_are_merged_beside_maps_of_another_kind(model_type):
     assert sum("shortcut" in name for name in state) == 3 * 2 * 2
     ids = tokens()
     with torch.no_grad():
-        adapted = attach(copy.deepcopy(model), config, state, "org/base")(ids).logits
+        adapted = attached(copy.deepcopy(model), config, state, "org/base")(ids).logits
         before = model.get_submodule(f"{decoder_of(model).blocks_path}.2.attn_shortcut").weight.clone()
         merge_adapter(model, state, scaling(config))
         merged = model(ids).logits
@@ -73,7 +73,7 @@ def test_only_adapted_weights_change_and_are_cast_once():
 def test_unload_gives_the_plain_model_back():
     model = tiny_model("llama", depth=2)
     original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    back = attach(model, CONFIG, trained_adapter(model), "org/base").unload()
+    back = attached(model, CONFIG, trained_adapter(model), "org/base").unload()
     assert back is model
     assert type(back).__name__ == "LlamaForCausalLM"
     assert list(back.state_dict()) == list(original)

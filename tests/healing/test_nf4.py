@@ -9,8 +9,8 @@ from hf_prune.architecture import decoder_of
 from hf_prune.healing import heal, held_out_loss
 from hf_prune.healing.adapter import add_adapter
 from hf_prune.healing.budget import Throughput
-from hf_prune.healing.lora import _load_for_training
 from hf_prune.healing.nf4 import kept_whole, nf4_config
+from hf_prune.healing.pipeline import _load_for_training
 from hf_prune.healing.targets import find_targets
 from tests.healing.support import pruned_checkpoint, settings, split_text
 from tests.tiny import tokens

@@ -17,7 +17,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from transformers import Trainer
-import hf_prune.healing.lora as lora
+import hf_prune.healing.pipeline as lora
 from hf_prune.healing.trainer import _Keeper
 from tests.healing.support import SPEED, settings, split_text
 import torch
@@ -69,7 +69,7 @@ def go(pruned, run, **kwargs):
 @pytest.fixture(scope="module")
 def unstopped(pruned, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setattr("hf_prune.healing.lora.probe", lambda device, parameters: SPEED)
+    patch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: SPEED)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     result = go(pruned, tmp_path_factory.mktemp("unstopped"))

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.architecture import decoder_of
 from hf_prune.healing import heal, held_out_loss
-from hf_prune.healing.adapter import adapter_state, add_adapter, attach, scaling
+from hf_prune.healing.adapter import adapter_state, add_adapter, scaling
 from hf_prune.healing.merge import merge_adapter
 from hf_prune.healing.targets import find_targets
 from hf_prune.slicing.modeling import model_class
 from hf_prune.slicing.points import Widths
 from hf_prune.slicing.slicer import Settings, slice_model
-from tests.healing.support import settings, split_text
+from tests.healing.support import attached, settings, split_text
 from tests.healing.support import text as counting
 from tests.tiny import tiny_model, tokens
 
@@ -92,7 +92,7 @@ def test_merged_computes_what_the_adapter_computes(tied: bool) -> None:
     untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         before = model(ids).logits
-        adapted = attach(copy.deepcopy(model), CONFIG, state, "org/base")(ids).logits
+        adapted = attached(copy.deepcopy(model), CONFIG, state, "org/base")(ids).logits
         assert merge_adapter(model, state, scaling(CONFIG)) == len(EVERYWHERE)
         merged = model(ids).logits
     assert (adapted - before).abs().max() > 0.1

@@ -4,7 +4,6 @@ import gc
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +15,18 @@ from hf_prune import environment, extras, serial
 from hf_prune.architecture import decoder_of
 from hf_prune.config import HealingConfig
 from hf_prune.healing import checkpoint
-from hf_prune.healing.adapter import adapter_state, add_adapter, attach, save_adapter, scaling
+from hf_prune.healing.adapter import save_adapter
 from hf_prune.healing.budget import Throughput, eta, in_words, probe
-from hf_prune.healing.losses import held_out_loss, predicted_tokens
-from hf_prune.healing.merge import merge_adapter
+from hf_prune.healing.held_out import held_out_loss, predicted_tokens
 from hf_prune.healing.nf4 import nf4_config
-from hf_prune.healing.targets import Targets, find_targets
+from hf_prune.healing.origin import Origin
+from hf_prune.healing.registries import trainable
+from hf_prune.healing.rows import Rows
+from hf_prune.healing.step import Step, compared_positions, parse_losses
+from hf_prune.healing.trained import Trainable
 from hf_prune.records import Healing, HeldOutLoss
 from hf_prune.samples import Samples
 from hf_prune.samples import digest as samples_digest
-from hf_prune.units import Unit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,12 +50,13 @@ class HealResult:
         model: what is shipped: a plain model in the checkpoint's dtype, or with output="adapter" a `PeftModel` whose
             base is the pruned model.
         record: what was done and measured.
-        adapter: folder with the adapter alone (adapter_config.json, adapter_model.safetensors).
+        adapter: folder with the adapter alone (adapter_config.json, adapter_model.safetensors); None where weights
+            were trained themselves.
     """
 
     model: "PreTrainedModel | PeftModel"
     record: Healing
-    adapter: Path
+    adapter: Path | None
 
 
 def heal(
@@ -70,12 +72,13 @@ def heal(
     original_loss: float | None = None,
     progress: bool = True,
     trust_remote_code: bool = False,
-    silent: Collection[Unit] = (),
+    origin: Origin | None = None,
 ) -> HealResult:
     """Heal a pruned checkpoint.
 
-    Trains LoRA adapters on 4-bit weights (QLoRA) or on the weights as they are, then adds them to the pruned weights
-    in float32 and casts once. Working state lies in `run_folder`: after a kill the same call goes on from the last
+    Trains what `config.target` names, against what `config.loss` names: LoRA adapters on 4-bit weights (QLoRA) or on
+    the weights as they are, or weights themselves. Adapters are then added to the pruned weights in float32; all is
+    cast once. Working state lies in `run_folder`: after a kill the same call goes on from the last
     whole checkpoint; state of other inputs there is thrown away. Seeds the global random numbers.
 
     Args:
@@ -90,7 +93,8 @@ def heal(
         original_loss: held-out loss of the model before pruning, for the record.
         progress: whether to show a bar.
         trust_remote_code: whether to run code from `pruned_folder`.
-        silent: parts of the pruned model that write nothing; they are not trained.
+        origin: which blocks of the original are left, and how to get at it; a model of which nothing is known when
+            None.
 
     Raises:
         ConfigError: settings are not resolved.
@@ -116,53 +120,63 @@ def heal(
     micro = config.micro_batch_size or 1
 
     loaded = _load_for_training(pruned_folder, device, quantized, speed, trust_remote_code)
+    decoder = decoder_of(loaded, pruned_folder.name)
+    origin = origin or Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
+    terms = parse_losses(config)
     assert config.target
-    targets = find_targets(decoder_of(loaded, pruned_folder.name), config.target, silent)
+    chosen: Trainable = trainable.get(config.target).function(decoder, config, origin)
+    rows = Rows.of(samples)
+    step = Step(decoder, terms, positions=compared_positions(terms, origin))
     from transformers import set_seed  # here, because it brings peft and bitsandbytes along
 
     set_seed(config.seed)
-    trainee = add_adapter(loaded, config, targets)
-    done = _train(trainee, samples, config, speed, parameters, work, device, progress)
+    trainee = chosen.begin(loaded, config)
     loss_quantized = loss_adapter_quantized = None
     if quantized:
+        loss_quantized = held_out_loss(trainee, held_out, batch_size=micro)
+    done = _train(trainee, chosen, step, rows, samples, config, speed, parameters, work, device, progress)
+    if quantized:
         loss_adapter_quantized = held_out_loss(trainee, held_out, batch_size=micro)
-        with trainee.disable_adapter():
-            loss_quantized = held_out_loss(trainee, held_out, batch_size=micro)
-    state = adapter_state(trainee)
+    state = chosen.state(trainee)
     trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
-    del loaded, trainee
+    del loaded, trainee, decoder, step
     _free(device)
 
     plain = checkpoint.load(pruned_folder, device, trust_remote_code=trust_remote_code)
     loss_pruned = held_out_loss(plain, held_out, batch_size=micro)
-    adapted = attach(plain, config, state, base_model, silent)
-    loss_adapter = held_out_loss(adapted, held_out, batch_size=micro)
-    save_adapter(adapted, state, work / _ADAPTER)
-    merged = adapted.unload()
-    merge_adapter(merged, state, scaling(config))
+    attached = chosen.attach(plain, config, state, base_model)
+    loss_attached = held_out_loss(attached, held_out, batch_size=micro)
+    adapter = None
+    if chosen.kind == "adapters":
+        adapter = work / _ADAPTER
+        save_adapter(attached, state, adapter)
+    del plain, attached
+    _free(device)
+    merged = checkpoint.load(pruned_folder, device, trust_remote_code=trust_remote_code)
+    chosen.merge(merged, config, state)
     losses = HeldOutLoss(
         pruned=loss_pruned,
         quantized=loss_quantized,
         adapter_quantized=loss_adapter_quantized,
-        adapter=loss_adapter,
+        adapter=loss_attached,
         merged=held_out_loss(merged, held_out, batch_size=micro),
         original=original_loss,
         tokens=predicted_tokens(held_out),
     )
     model: PreTrainedModel | PeftModel = merged
     if config.output == "adapter":
-        del plain, adapted, merged, model
+        del merged, model
         _free(device)
         plain = checkpoint.load(pruned_folder, device, trust_remote_code=trust_remote_code)
-        model = attach(plain, config, state, base_model, silent)
-    notes += _notes(targets, done, samples, config, losses)
+        model = chosen.attach(plain, config, state, base_model)
+    notes += _notes(chosen, done, samples, config, losses)
     for note in notes:
         log.warning(note)
     record = Healing(
         settings=serial.to_dict(config) | {"epochs": done.epochs, "compute_dtype": speed.dtype},
         quantization="nf4 (double quantized)" if quantized else None,
         trained_parameters=trained,
-        target_modules=targets.names,
+        target_modules=chosen.names,
         steps=done.steps,
         tokens=done.tokens,
         seconds=done.seconds,
@@ -174,8 +188,9 @@ def heal(
         held_out_data=held_out.use,
         environment=environment.describe(model),
         warnings=tuple(notes),
+        kind=chosen.kind,
     )
-    return HealResult(model, record, work / _ADAPTER)
+    return HealResult(model, record, adapter)
 
 
 def require(quantize: str = "auto") -> None:
@@ -272,7 +287,10 @@ def _load_for_training(
 
 
 def _train(
-    model: "PeftModel",
+    model: torch.nn.Module,
+    chosen: Trainable,
+    step: Step,
+    rows: Rows,
     samples: Samples,
     config: HealingConfig,
     speed: Throughput,
@@ -288,7 +306,9 @@ def _train(
     log.info("healing: %d steps, about %d tokens, about %s", steps, tokens, in_words(eta(tokens, parameters, speed)))
     return train(
         model,
-        samples,
+        chosen,
+        step,
+        rows,
         config,
         steps=steps,
         folder=work / _CHECKPOINTS,
@@ -300,9 +320,9 @@ def _train(
 
 
 def _notes(
-    targets: Targets, done: "Trained", samples: Samples, config: HealingConfig, losses: HeldOutLoss
+    chosen: Trainable, done: "Trained", samples: Samples, config: HealingConfig, losses: HeldOutLoss
 ) -> list[str]:
-    notes = [targets.warning] if targets.warning else []
+    notes = [chosen.warning] if chosen.warning else []
     if config.batch_size and len(samples.sequences) < config.batch_size:
         notes.append(
             f"The healing text holds {len(samples.sequences)} sequences, fewer than one batch of {config.batch_size}."

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_prune.errors import MeasureError
-from hf_prune.healing.losses import held_out_loss, predicted_tokens
+from hf_prune.healing.held_out import held_out_loss, predicted_tokens
 from tests.healing.support import text
 from tests.tiny import tiny_model
 

@@ -1,0 +1,1 @@
+"""What healing is to bring down, one loss a file; see `registries.py`."""

@@ -1,0 +1,129 @@
+"""The loss of one micro-batch: the pruned model's forward, the original's beside it where a loss needs that."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hf_prune.architecture import Decoder
+from hf_prune.config import HealingConfig
+from hf_prune.errors import ConfigError
+from hf_prune.healing.origin import Origin
+from hf_prune.healing.prefix import Inputs, Prefix, capturing, entering
+from hf_prune.healing.registries import loss as registry
+from hf_prune.healing.rows import MODEL_INPUTS
+from hf_prune.healing.view import TeacherView, View
+
+
+class Teacher(Protocol):
+    """The original model, as far as losses ask for it."""
+
+    def view(self, inputs: Inputs) -> TeacherView:
+        """What the original makes of a micro-batch, without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """One term of the loss.
+
+    Attributes:
+        name: in the registry.
+        weight: its factor.
+        needs: see `registries`.
+        function: view -> sum over the positions that count.
+    """
+
+    name: str
+    weight: float
+    needs: str
+    function: Callable[[View], torch.Tensor]
+
+
+def parse_losses(config: HealingConfig) -> tuple[WeightedLoss, ...]:
+    """The terms that `config.loss` names: "kl", or "next_token=1,kl=0.5".
+
+    Raises:
+        ConfigError: an unknown name, one twice, or a weight that is no number above 0.
+    """
+    found: dict[str, WeightedLoss] = {}
+    for part in (config.loss or "").split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        entry = registry.get(name)
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf") or name in found:
+            expected = "each name once" if name in found else "a weight above 0"
+            raise ConfigError(
+                f"healing.loss={config.loss!r}: '{part.strip()}'; expected {expected}, such as 'next_token=1,kl=0.5'"
+            )
+        settings = {key: getattr(config, key) for key in entry.options()}
+        found[name] = WeightedLoss(name, weight, entry.needs, partial(entry.function, **settings))
+    return tuple(found.values())
+
+
+def compared_positions(losses: Sequence[WeightedLoss], origin: Origin) -> tuple[int, ...]:
+    """Positions in the pruned model at which hidden states of both models are compared."""
+    needs = {loss.needs for loss in losses}
+    positions = set(origin.seams) if "seams" in needs else set()
+    if "behind" in needs:
+        positions |= set(range(min(origin.seams, default=0), len(origin.kept) + 1))
+    return tuple(sorted(positions))
+
+
+class Step:
+    """The loss of micro-batches.
+
+    Args:
+        decoder: the pruned model, as it was before adapters came into its blocks.
+        losses: the terms.
+        positions: where hidden states are compared.
+        teacher: the original, where a term needs it.
+        prefix: where hidden states behind the frozen prefix come from; None lets the model compute them.
+        tuples: whether the model's blocks return tuples; matters with a prefix alone.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        losses: Sequence[WeightedLoss],
+        *,
+        positions: tuple[int, ...] = (),
+        teacher: Teacher | None = None,
+        prefix: Prefix | None = None,
+        tuples: bool = False,
+    ) -> None:
+        self.decoder, self.losses, self.positions = decoder, tuple(losses), positions
+        self.teacher, self.prefix, self._tuples = teacher, prefix, tuples
+
+    def view(self, model: nn.Module, inputs: Inputs) -> View:
+        """What pruned and original model make of a micro-batch.
+
+        Args:
+            model: what is trained, possibly wrapped for several devices.
+            inputs: from `rows.collate`, on the model's device.
+        """
+        teacher = None if self.teacher is None else self.teacher.view(inputs)
+        depth = 0 if self.prefix is None else self.prefix.depth
+        hidden = None if self.prefix is None else self.prefix.hidden(inputs, teacher)
+        given: dict[str, Any] = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        with entering(self.decoder, depth, hidden, self._tuples), capturing(self.decoder, self.positions) as states:
+            logits = model(**given, use_cache=False).logits
+        return View(logits, inputs["labels"], states, teacher)
+
+    def __call__(self, model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, dict[str, float]]:
+        """The weighted sum of all terms over the positions that count, and each term's own sum.
+
+        Args:
+            model: see `view`.
+            inputs: see `view`.
+        """
+        view = self.view(model, inputs)
+        sums = {term.name: term.function(view) for term in self.losses}
+        total = torch.stack([term.weight * sums[term.name] for term in self.losses]).sum()
+        return total, {name: float(value.detach()) for name, value in sums.items()}

@@ -1,0 +1,1 @@
+"""What healing may train, one choice a file; see `registries.py`."""
