@@ -8,6 +8,8 @@ from hf_prune import registration
 if TYPE_CHECKING:
     from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
     from hf_prune.errors import PruneError
+    from hf_prune.exporting.base_adapter import export_base_adapter
+    from hf_prune.exporting.nf4 import export_nf4
     from hf_prune.pruner import Pruner
     from hf_prune.records import Evaluation, Healing, Plan, Scores
     from hf_prune.slicing.export import export_plain
@@ -26,6 +28,8 @@ _HOMES = {
     "Pruner": "pruner",
     "PrunerConfig": "config",
     "Scores": "records",
+    "export_base_adapter": "exporting.base_adapter",
+    "export_nf4": "exporting.nf4",
     "export_plain": "slicing.export",
     "prune_layers": "surgery",
 }
@@ -42,6 +46,8 @@ __all__ = [
     "PrunerConfig",
     "Scores",
     "__version__",
+    "export_base_adapter",
+    "export_nf4",
     "export_plain",
     "prune_layers",
 ]

@@ -1,45 +1,38 @@
 """Text for calibration, healing and evaluation: whatever the config names, as token sequences that never overlap."""
 
 import dataclasses
-import hashlib
 import itertools
 import logging
-import random
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune import selftext
+from hf_prune.chat import Conversations
 from hf_prune.config import PAPER, SAME, CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.documents import Source, Token, open_stream
 from hf_prune.errors import ConfigError, DataError
 from hf_prune.methods import Method
+from hf_prune.passages import Stage, passages_of, text_hash
 from hf_prune.progress import tqdm
 from hf_prune.records import TextUse
-from hf_prune.samples import Samples, digest, hash_ids
+from hf_prune.samples import Samples, digest
+from hf_prune.self_distill import Answers
 from hf_prune.selftext import model_limit
+from hf_prune.sequences import Sequences
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["calibration", "healing", "evaluation"]
 Config = CalibrationConfig | HealingConfig | EvaluationConfig
-_Item = tuple[Stage | None, str]
+_Piece = tuple[torch.Tensor, torch.Tensor | None]
 
 __all__ = ["Config", "Stage", "load", "model_limit", "resolve", "shares"]
 
-# Who gets which of ten parts of a text; what is next to each other (also across the end) stays in one piece.
-_HEALING: Stage = "healing"
-_SHARES: tuple[Stage, ...] = ("calibration", "evaluation", *[_HEALING] * 7, "calibration")
-# Datasets with fewer documents are shared out by sections of documents, others by whole documents.
-_FEW_DOCUMENTS = 100
-_SECTIONS = 20
-_SHORTEST_SECTION, _LONGEST_SECTION = 256, 16_384
 # Passages are the unit of shuffling: characters for each token of max_length, several sequences at 4 to a token.
 _PASSAGE = 16
-_BUFFER_PASSAGES, _BUFFER_CHARACTERS = 10_000, 1 << 27
 
 
 def load(
@@ -51,6 +44,7 @@ def load(
     model: PreTrainedModel | None = None,
     limit: int,
     samples: int | None = None,
+    tokens: int | None = None,
     exclude: frozenset[str] = frozenset(),
     token: Token = None,
     pack: bool = False,
@@ -69,6 +63,10 @@ def load(
     parts two are for calibration, one for evaluation, seven for healing. A part is a whole document, chosen by its
     hash; in datasets with fewer than 100 documents a section of one, chosen by its place.
 
+    Healing may name a column of messages (`chat.Conversations`): one sequence a conversation, of which the answers
+    alone are learned. Where the original is to answer anew (`self_distill.Answers`), its prompts are conversations up
+    to the last question, or pieces of a text, of half of `max_length` tokens each, that it goes on with.
+
     Args:
         config: the stage's config.
         stage: whose part of the text is wanted.
@@ -77,7 +75,9 @@ def load(
         model: the original model, where the text is sampled from it.
         limit: longest sequence that the model can take, see `model_limit`.
         samples: sequences wanted; None takes the config's number.
-        exclude: hashes of sequences (`Samples.hashes`) that must not come up.
+        tokens: enough of them: of a dataset no more is read, whatever `samples` is.
+        exclude: hashes of sequences (`Samples.hashes`), and of prompts that the original must not answer
+            (`Samples.prompts`), that must not come up.
         token: of the Hub; None takes the stored one.
         pack: join sequences and cut them anew, so that each is exactly `max_length` long.
         calibration: the calibration's config, for `dataset="calibration"`.
@@ -105,7 +105,7 @@ def load(
         if model is None:
             raise DataError(f"dataset=None samples the {stage} text from the original model, which is not at hand")
         # Stages with equal seeds sample different text. Generators on processors only use 32 bits of a seed.
-        seed = int(_hash(f"{stage} {config.seed}")[:8], 16)
+        seed = int(text_hash(f"{stage} {config.seed}")[:8], 16)
         sampled = selftext.generate(
             model, tokenizer, samples=wanted, max_length=max_length, seed=seed, progress=progress, exclude=exclude
         )
@@ -118,33 +118,77 @@ def load(
             "documents. Name another (--dataset)"
         )
     documents = itertools.chain([first], documents)
+    distilled = isinstance(config, HealingConfig) and config.self_distill
     truncate = _is_paper(config, calibration)
-    texts = _texts_of_stage(documents, stage if shared else None, config.seed, _PASSAGE * max_length, truncate)
-    tokenized = _Sequences(tokenizer, max_length, truncate, exclude)
-    sequences = tokenized.of(texts)
-    if pack:
-        sequences = _packed(sequences, max_length, tokenizer.eos_token_id)
-    found: list[torch.Tensor] = []
-    with tqdm(total=wanted, desc=f"Reading {source.name}", unit="seq", disable=not progress) as bar:
-        for ids in itertools.islice(sequences, wanted):
-            found.append(ids)
-            bar.update()
+    size = sys.maxsize if source.chat else _PASSAGE * max_length
+    texts = passages_of(documents, stage if shared and not source.chat else None, config.seed, size, truncate)
+    reader: Conversations | Sequences
+    answers: Answers | None = None
+    pieces: Iterator[_Piece]
+    if source.chat:
+        reader = Conversations(tokenizer, max_length, exclude)
+        prompts, pieces = reader.prompts(texts), reader.of(texts)
+    else:
+        room = max_length // 2 if distilled else max_length
+        reader = Sequences(tokenizer, room, truncate, exclude, unfinished=distilled)
+        sequences = prompts = reader.of(texts)
+        if pack:
+            sequences = _packed(sequences, max_length, tokenizer.eos_token_id)
+        pieces = ((ids, None) for ids in sequences)
+    if distilled:
+        if model is None:
+            raise DataError(f"self_distill lets the original model write the {stage} text, and it is not at hand")
+        seed = int(text_hash(f"{stage} {config.seed}")[:8], 16)
+        answers = Answers(model, tokenizer, max_length=max_length, seed=seed)
+        pieces = answers.to(prompts, samples=wanted, tokens=tokens)
+    found, total = _taken(pieces, wanted, tokens, source, progress)
+    if isinstance(reader, Conversations):
+        reader.report()
+    if answers is not None:
+        answers.report()
     if not found:
-        raise DataError(_why_nothing(source, stage, tokenized))
-    if len(found) < wanted:
+        raise DataError(_why_nothing(source, stage, reader, answers))
+    if tokens is not None and total < tokens and len(found) < wanted:
+        logger.warning("%s text: %d tokens wanted, '%s' gives %d", stage, tokens, source.name, total)
+    elif tokens is None and len(found) < wanted:
         logger.warning("%s text: %d samples wanted, '%s' gives %d", stage, wanted, source.name, len(found))
+    ids = tuple(piece[0] for piece in found)
+    learned = tuple(mask for _, mask in found if mask is not None) or None
     use = TextUse(
         dataset=source.name,
         config=source.config,
         split=source.read_split,
         revision=revision,
         samples=len(found),
-        tokens=sum(map(len, found)),
+        tokens=total,
         max_length=max_length,
         seed=config.seed,
-        sha256=digest(found),
+        sha256=digest(ids, learned),
+        answers="original" if distilled else "dataset" if source.chat else None,
     )
-    return Samples(tuple(found), use)
+    return Samples(ids, use, learned)
+
+
+def _taken(
+    pieces: Iterator[_Piece], samples: int, tokens: int | None, source: Source, progress: bool
+) -> tuple[list[_Piece], int]:
+    """As many sequences as are wanted, and no more than enough tokens of them; and how many tokens that is."""
+    found: list[_Piece] = []
+    total, unit = 0, "seq" if tokens is None else "tok"
+    with tqdm(
+        total=tokens or samples,
+        desc=f"Reading {source.name}",
+        unit=unit,
+        unit_scale=bool(tokens),
+        disable=not progress,
+    ) as bar:
+        for piece in pieces:
+            found.append(piece)
+            total += len(piece[0])
+            bar.update(1 if tokens is None else len(piece[0]))
+            if len(found) == samples or (tokens is not None and total >= tokens):
+                break
+    return found, total
 
 
 def resolve(config: Config, stage: Stage, method: Method, calibration: CalibrationConfig | None) -> Source | None:
@@ -166,14 +210,19 @@ def resolve(config: Config, stage: Stage, method: Method, calibration: Calibrati
         ConfigError: the method's paper names no dataset, or there is no calibration config to refer to.
     """
     split = config.split
+    messages = config.messages_column if isinstance(config, HealingConfig) else None
+    asked = config
     if config.dataset == SAME:
         config = _calibration(calibration, stage)
         # Left to the paper, the split depends on the stage.
         split = split or config.split
+    if isinstance(asked, HealingConfig) and (messages or asked.self_distill):
+        _check_prompts(asked, config.dataset)
     if config.dataset is None:
         return None
     if config.dataset != PAPER:
-        return Source(config.dataset, config.dataset_config, split, config.text_column)
+        column = messages or config.text_column
+        return Source(config.dataset, config.dataset_config, split, column, chat=messages is not None)
     if method.dataset is None:
         raise ConfigError(
             f"dataset='{PAPER}' for {stage}, but method '{method.name}' names no dataset; give a Hub id or a file "
@@ -182,6 +231,21 @@ def resolve(config: Config, stage: Stage, method: Method, calibration: Calibrati
     name, paper_config, measuring, healing = method.dataset
     split = split or (healing if stage == "healing" else measuring)
     return Source(name, config.dataset_config or paper_config, split, config.text_column)
+
+
+def _check_prompts(healing: HealingConfig, dataset: str | None) -> None:
+    """Refuse answers to nothing, and chat where there is none."""
+    if dataset is None:
+        named = "self_distill" if healing.self_distill else f"messages_column='{healing.messages_column}'"
+        raise ConfigError(
+            f"healing.{named} needs a dataset of prompts or conversations, and dataset=None samples text from the "
+            "original model alone; name one (healing.dataset, --dataset), or leave it out"
+        )
+    if dataset == PAPER and healing.messages_column is not None:
+        raise ConfigError(
+            f"healing.messages_column='{healing.messages_column}': the dataset of the method's paper holds text and "
+            "no messages; name another dataset (--dataset), or leave it out"
+        )
 
 
 def shares(config: PrunerConfig, stage: Stage) -> bool:
@@ -219,128 +283,6 @@ def _is_paper(config: Config, calibration: CalibrationConfig | None) -> bool:
     return (calibration.dataset if named == SAME and calibration is not None else named) == PAPER
 
 
-def _texts_of_stage(
-    documents: Iterator[str], stage: Stage | None, seed: int, size: int, truncate: bool
-) -> Iterator[str]:
-    """The passages that belong to a stage (all for None), of at most `size` characters, in random order.
-
-    With `truncate`, only the first of each document.
-    """
-    head = list(itertools.islice(documents, _FEW_DOCUMENTS))
-    parts: Iterable[_Item]
-    if stage is None:
-        parts = ((None, text) for text in itertools.chain(head, documents))
-    elif len(head) < _FEW_DOCUMENTS:
-        parts = _shared_out(head)
-    else:
-        parts = ((_SHARES[int(_hash(text), 16) % len(_SHARES)], text) for text in itertools.chain(head, documents))
-    first = 1 if truncate else None
-    passages = ((owner, passage) for owner, text in parts for passage in itertools.islice(_cut(text, size), first))
-    return (passage for owner, passage in _shuffled(passages, seed) if owner == stage)
-
-
-def _shared_out(documents: list[str]) -> Iterator[_Item]:
-    """Share out few documents by their sections, in an order that depends on nothing but the documents.
-
-    Sections of one stage that follow each other in a document stay together.
-    """
-    number = 0
-    for _, text in sorted({_hash(text): text for text in documents}.items()):
-        length = min(max(len(text) // _SECTIONS, _SHORTEST_SECTION), _LONGEST_SECTION)
-        sections = list(_cut(text, length))
-        owned = [(_SHARES[(number + k) % len(_SHARES)], section) for k, section in enumerate(sections)]
-        number += len(sections)
-        for owner, run in itertools.groupby(owned, key=lambda pair: pair[0]):
-            yield owner, "".join(section for _, section in run)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _cut(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at most `size` characters, before a space where there is one; nothing is lost."""
-    start = 0
-    while len(text) - start > size:
-        space = max(
-            text.rfind(" ", start + size // 2, start + size), text.rfind("\n", start + size // 2, start + size)
-        )
-        end = space if space > start else start + size
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def _shuffled(passages: Iterable[_Item], seed: int) -> Iterator[_Item]:
-    """Random order through a bounded buffer; complete where everything fits into it."""
-    choice = random.Random(seed)
-    buffer: list[_Item] = []
-    characters = 0
-    for item in passages:
-        buffer.append(item)
-        characters += len(item[1])
-        if len(buffer) >= _BUFFER_PASSAGES or characters >= _BUFFER_CHARACTERS:
-            index = choice.randrange(len(buffer))
-            buffer[index], buffer[-1] = buffer[-1], buffer[index]
-            characters -= len(buffer[-1][1])
-            yield buffer.pop()
-    choice.shuffle(buffer)
-    yield from buffer
-
-
-class _Sequences:
-    """Turns texts into token sequences, and counts what it leaves out.
-
-    Args:
-        tokenizer: of the model.
-        max_length: longest sequence.
-        truncate: one sequence a text; what is longer is cut off.
-        exclude: hashes of sequences to leave out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int, truncate: bool, exclude: frozenset[str]) -> None:
-        self._tokenizer, self._exclude, self._truncate = tokenizer, exclude, truncate
-        self._front, self._back = _special_tokens(tokenizer)
-        self._room = max_length - len(self._front) - len(self._back)
-        if self._room < 1 or max_length < 2:
-            raise ConfigError(
-                f"max_length={max_length} leaves no room for text; expected at least "
-                f"{max(2, max_length - self._room + 1)}"
-            )
-        self.texts = self.short = self.excluded = 0
-
-    def of(self, texts: Iterable[str]) -> Iterator[torch.Tensor]:
-        """The sequences of some texts: (length,) int64 each."""
-        for text in texts:
-            self.texts += 1
-            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            starts = range(0, 1 if self._truncate else max(len(ids), 1), self._room)
-            for start in starts:
-                piece = ids[start : start + self._room]
-                if start and 2 * len(piece) < self._room:
-                    continue
-                sequence = torch.tensor([*self._front, *piece, *self._back], dtype=torch.int64)
-                if not piece or len(sequence) < 2:
-                    self.short += 1
-                elif hash_ids(sequence) in self._exclude:
-                    self.excluded += 1
-                else:
-                    yield sequence
-
-
-def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    raise DataError(
-        f"{type(tokenizer).__name__} turns 'a' into {full} with special tokens and into {bare} without; expected the "
-        "same ids between special ones"
-    )
-
-
 def _packed(sequences: Iterable[torch.Tensor], length: int, separator: int | None) -> Iterator[torch.Tensor]:
     """Join sequences, with EOS between where the tokenizer has one, and cut them to exactly `length` tokens."""
     rest = torch.empty(0, dtype=torch.int64)
@@ -353,16 +295,24 @@ def _packed(sequences: Iterable[torch.Tensor], length: int, separator: int | Non
             rest = rest[length:]
 
 
-def _why_nothing(source: Source, stage: Stage, tokenized: _Sequences) -> str:
+def _why_nothing(source: Source, stage: Stage, reader: Sequences | Conversations, answers: Answers | None) -> str:
     name = f"the dataset '{source.dataset}'"
-    if tokenized.excluded:
+    if answers is not None and answers.asked:
         return (
-            f"all {tokenized.excluded} sequences of {name} for {stage} are used by other stages already; expected "
+            f"the original answered {answers.asked} prompts of {name}, none of them usably ({answers.empty} answers "
+            f"are empty, {answers.stuck} loop or repeat one token); expected a model that writes. Set "
+            "healing.self_distill=False"
+        )
+    if isinstance(reader, Conversations):
+        return f"none of the {reader.texts} conversations of {name} serves {stage}: {reader.why()}"
+    if reader.excluded:
+        return (
+            f"all {reader.excluded} sequences of {name} for {stage} are used by other stages already; expected "
             "text of its own: give more text, or another dataset"
         )
-    if tokenized.short:
-        return f"{name} has {tokenized.short} samples all shorter than two tokens; expected text (--dataset)"
-    if tokenized.texts:
+    if reader.short:
+        return f"{name} has {reader.short} samples all shorter than two tokens; expected text (--dataset)"
+    if reader.texts:
         return f"{name} has less text than one packed sequence; give more text, or a smaller max_length"
     return (
         f"{name} is too short to be shared between calibration, healing and evaluation: nothing is left for {stage}; "

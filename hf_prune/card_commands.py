@@ -2,10 +2,10 @@
 
 import dataclasses
 import shlex
-from typing import Literal
+from typing import Any, Literal
 
 from hf_prune.card_metadata import bare_name
-from hf_prune.config import PrunerConfig
+from hf_prune.config import SAME, HealingConfig, PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.markdown import Markdown, fence, one_line
 from hf_prune.records import ranges
@@ -85,9 +85,10 @@ def command(
         words += ["--revision", one_line(config.base_revision, 200)]
     if by_plan:
         words += ["--plan", PLAN, "--output", output]
-        healed = ["hf-prune", "heal", output, "--output", f"{output}-healed"]
-        budget = ["--heal-tokens", str(heal_tokens)] if heal_tokens else []
-        lines = [words, *([[*healed, *budget]] if heal else [])]
+        lines = [words]
+        if heal:
+            budget = {"tokens": heal_tokens} if heal_tokens else {}
+            lines.append(["hf-prune", "heal", output, "--output", f"{output}-healed", *heal_words(config, budget)])
         return "\n".join(" ".join(map(shlex.quote, line)) for line in lines)
     default = PrunerConfig()
     # By field: a copy with the default method would be refused where options belong to this one.
@@ -106,3 +107,58 @@ def command(
     if heal:
         words += ["--heal"] + (["--heal-tokens", str(heal_tokens)] if heal_tokens else [])
     return " ".join(map(shlex.quote, [*words, "--output", output]))
+
+
+_TEXT = ("dataset", "dataset_config", "split", "text_column", "seed")
+_BY_MACHINE = ("micro_batch_size", "recompute")
+"""Settings that follow from the machine, and change nothing but rounding."""
+
+
+def heal_words(config: PrunerConfig, changes: dict[str, Any]) -> list[str]:
+    """The options of `heal` that make a healing again: what its recipe does not say by itself.
+
+    Args:
+        config: the recipe, its healing as it was asked for, or as it was resolved.
+        changes: settings of healing that the config does not have.
+    """
+    healing = dataclasses.replace(config.healing, **changes)
+    plain = _by_recipe(config, healing)
+    source = config.calibration if healing.dataset == SAME else healing
+    words = []
+    for name in _TEXT:
+        value = getattr(source, name)
+        if value is not None and value != getattr(HealingConfig(), name):
+            shown = bare_name(str(value)) if name == "dataset" else str(value)
+            words += [f"--{name.replace('_', '-')}", one_line(shown, 200)]
+    for field in dataclasses.fields(healing):
+        value, name = getattr(healing, field.name), f"heal-{field.name.replace('_', '-')}"
+        if field.name in _TEXT or value is None or value == getattr(plain, field.name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", one_line(",".join(value) if isinstance(value, tuple) else str(value), 200)]
+    return words
+
+
+def _by_recipe(config: PrunerConfig, healing: HealingConfig) -> HealingConfig:
+    """What comes of the recipe's name and the token budget alone; of a healing that was not resolved, the defaults."""
+    from hf_prune.healing import RECIPES, resolve
+
+    name, base = healing.method, str(config.base_model)
+    if name not in RECIPES or healing.max_length is None:
+        return HealingConfig()
+    given = {key: getattr(healing, key) for key in ("target", "tokens", "batch_size", "max_length", "steps")}
+    found = resolve(
+        HealingConfig(**given), recipe=name, base_model=base, limit=healing.max_length, parameters=1, device="cpu"
+    )
+    return dataclasses.replace(
+        found,
+        method=config.recipe().healing,
+        target=RECIPES[name].target,
+        tokens=None,
+        batch_size=RECIPES[name].batch_size,
+        max_length=RECIPES[name].of(base).max_length,
+        steps=RECIPES[name].steps,
+        **{key: getattr(healing, key) for key in _BY_MACHINE},
+    )

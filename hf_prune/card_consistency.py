@@ -10,6 +10,7 @@ from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.markdown import one_line
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.soundness import check_blocks, check_importances, check_plan
+from hf_prune.soundness_healing import check_healing_record
 
 RELOAD_LEVELS = ("full", "streamed", "none")
 FETCHED = ("whole", "verified", "ranges")
@@ -69,6 +70,8 @@ def check(
         raise ConfigError(
             f"output={output!r}, but the healing record says {healing.output if healing else 'nothing was healed'!r}"
         )
+    if healing is not None:
+        check_healing_record(healing)
     if scores is not None and scores.model.num_layers != plan.model.num_layers:
         raise ConfigError(
             f"the scores are of a model with {scores.model.num_layers} layers, the plan of one with "

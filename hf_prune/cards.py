@@ -28,7 +28,14 @@ from hf_prune.errors import ConfigError
 from hf_prune.licences import Duty, duties
 from hf_prune.markdown import Markdown, bullets, code, escape, fence, link, one_line, printable
 from hf_prune.methods import get_method
-from hf_prune.pictures import COMPARISON_FILE, IMPORTANCE_FILE, LAYERS_FILE, PLOT_FILE, WIDTHS_FILE
+from hf_prune.pictures import (
+    COMPARISON_FILE,
+    IMPORTANCE_FILE,
+    LAYERS_FILE,
+    PLOT_FILE,
+    RECOVERY_FILE,
+    WIDTHS_FILE,
+)
 from hf_prune.pictures import pictures as all_pictures
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 
@@ -85,6 +92,7 @@ _PICTURES = {
     "distances": PLOT_FILE,
     "importance": IMPORTANCE_FILE,
     "comparison": COMPARISON_FILE,
+    "recovery": RECOVERY_FILE,
 }
 """What the template calls a picture, and its file."""
 

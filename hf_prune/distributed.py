@@ -75,6 +75,23 @@ class Group:
             distributed.broadcast_object_list(made, 0)
         return cast(T, made[0])
 
+    def any(self, value: bool) -> bool:
+        """Whether a value is true in any process; also the point at which all wait for each other.
+
+        Args:
+            value: of this process.
+
+        Raises:
+            PruneError: another process has gone.
+        """
+        if self.size == 1:
+            return value
+        import torch
+
+        found = torch.tensor([int(value)])
+        self.add([found])
+        return bool(found.item())
+
     def agree(self, what: str, value: object) -> None:
         """Refuse processes that are not about the same.
 

@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from hf_prune import chat
 from hf_prune.errors import DataError, HubError
 from hf_prune.hub_client import client, hub_errors
 from hf_prune.registry import did_you_mean
@@ -59,13 +60,15 @@ class Source:
         config: config name of a Hub dataset.
         split: split of a Hub dataset ("train" when None), or the files of a folder whose names start so (all when
             None).
-        column: column that holds the text.
+        column: column that holds the text; of a chat, the one that holds messages, or two with a comma between.
+        chat: whether rows are conversations.
     """
 
     dataset: str
     config: str | None = None
     split: str | None = None
     column: str = "text"
+    chat: bool = False
 
     @property
     def path(self) -> Path | None:
@@ -122,7 +125,8 @@ def open_stream(source: Source, *, seed: int, token: Token = None) -> tuple[Iter
         token: of the Hub; None takes the stored one.
 
     Returns:
-        The documents, blank ones left out, and the Hub commit they are read from (None for local files).
+        The documents (of a chat, conversations as `chat.document` writes them), blank ones left out, and the Hub
+        commit they are read from (None for local files).
 
     Raises:
         DataError: not there, not reachable, not readable, empty, or without the text column (also while reading).
@@ -245,11 +249,16 @@ def _documents(source: Source, rows: Iterator[dict[str, Any]]) -> Iterator[str]:
 
 
 def _text(source: Source, row: dict[str, Any]) -> str | None:
-    if source.column not in row:
-        raise DataError(
-            f"the dataset '{source.dataset}' has no column '{source.column}'; it has: {', '.join(row)}."
-            f"{did_you_mean(source.column, list(row))} Name the one that holds the text (--text-column)"
-        )
+    columns = [name.strip() for name in source.column.split(",")] if source.chat else [source.column]
+    for column in columns:
+        if column not in row:
+            wanted = "messages (--heal-messages-column)" if source.chat else "text (--text-column)"
+            raise DataError(
+                f"the dataset '{source.dataset}' has no column '{column}'; it has: {', '.join(row)}."
+                f"{did_you_mean(column, list(row))} Name the one that holds the {wanted}"
+            )
+    if source.chat:
+        return chat.document([row[column] for column in columns], columns, source.dataset)
     text = row[source.column]
     if text is not None and not isinstance(text, str):
         raise DataError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_prune import calibration, documents, healing, hub_pull
+from hf_prune import calibration, documents, hub_pull
 from hf_prune.amounts import NOT_WEIGHED, check_amount, check_units
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import parameter_bytes
@@ -14,14 +14,16 @@ from hf_prune.auto import AUTO, resolved
 from hf_prune.comparing.allowed import check_forwards
 from hf_prune.comparing.estimate import estimated_forwards
 from hf_prune.config import PAPER, SAME, PrunerConfig
+from hf_prune.dry_healing import preview_healing
+from hf_prune.healable import check_healing, check_unquantized
 from hf_prune.hub import check_push
 from hf_prune.loading import Source, blank_model, check_verifiable, dtype_of, locate
 from hf_prune.memory_budget import MaxMemory, budget_of
 from hf_prune.models import load_kwargs, name_given, sizes_of
 from hf_prune.output import default_private
-from hf_prune.plan import check_healable, make_plan
+from hf_prune.plan import make_plan
 from hf_prune.planners.widths import MOST
-from hf_prune.records import ModelRef, Scores
+from hf_prune.records import ModelRef, Plan, Scores
 from hf_prune.registry import fitted, measure, planner
 from hf_prune.rounds import check_rounds, counts_of
 from hf_prune.run_folder import beside
@@ -70,8 +72,7 @@ def preview(
     shard_limit(max_shard_size)
     budget_of(max_memory)
     if heal:
-        check_healable(config)
-        healing.require(config.healing.quantize)
+        check_healing(config)
     run_folder = beside(output)
     source, model_config = locate(
         model_id,
@@ -82,6 +83,8 @@ def preview(
         weights=False,
     )
     check_verifiable(source, model_id, verify_hash)
+    if heal:
+        check_unquantized(source.ref, getattr(model_config, "quantization_config", None) is not None)
     config = _resolved(config, source, model_config, dtype, trust_remote_code)
     ref, recipe = source.ref, config.recipe()
     check_amount(config, ref.num_layers, ref.id)
@@ -142,13 +145,15 @@ def preview(
         sizes = sizes_of(blank, ref.id, length)
         check_units(config, ref, sizes)
     unknown = sizes is NOT_WEIGHED and (by_weight or recipe.unit != "block")
+    plan: Plan | None = None
     if rounds:
         shares = f"{' + '.join(map(str, rounds))} of {ref.num_layers} layers in {len(rounds)} rounds"
         steps.append(("plan", f"{recipe.planner}: {shares}, each on what the one before has healed"))
     elif costs is not None:
         steps.append(("plan", _widths(config, ref, costs, scores)))
     elif not unknown and (scores is not None or not measured):
-        steps.append(("plan", make_plan(config, ref, sizes, scores).describe()))
+        plan = make_plan(config, ref, sizes, scores)
+        steps.append(("plan", plan.describe()))
     else:
         when = "the blocks are weighed" if by_weight else "they are measured"
         units = ref.num_layers * len(parts_of(recipe.unit))
@@ -156,8 +161,11 @@ def preview(
     text = f", calibrated on at most {most:,} tokens, {_text(config)}" if costs is not None else ""
     steps.append(("prune", f"{recipe.surgery}{text}{_way(source, loaded, measured, verify_hash)}"))
     if heal:
-        asked = config.healing.tokens
-        steps.append(("heal", f"LoRA, {f'{asked:,} tokens' if asked else 'a token budget that suits the machine'}"))
+        assert source.folder is not None
+        blank = blank_model(source.folder, ref.id, dtype_of(dtype), trust_remote_code=trust_remote_code)
+        drops = plan if plan is not None and plan.only_drops and plan.slicing is None else None
+        told = preview_healing(config, blank, drops, base_model=ref.id, limit=limit, device_map=device_map)
+        steps.append(("heal", told.text + (f"; so in each of {len(rounds)} rounds" if rounds else "")))
     if evaluate:
         models = "original, pruned and healed" if heal else "original and pruned"
         tasks = f", and benchmark tasks: {', '.join(config.evaluation.tasks)}" if config.evaluation.tasks else ""

@@ -38,7 +38,7 @@ _STALE_WEIGHTS = (
 )
 # A record or a generation config that the folder lacks tells of the weights that were there before.
 _STALE_RECORDS = (
-    *("generation_config.json", RECIPE, "scores.json", "plan.json", "healing.json", "evaluation.json"),
+    *("generation_config.json", RECIPE, "scores.json", "plan.json", "healing.json", "evaluation.json", "export.json"),
     *(".eval_results/*", "sliced.py", "sliced_moe.py", "modeling_sliced_*.py", "configuration_sliced_*.py"),
     *("patched.py", "modeling_patched_*.py", "configuration_patched_*.py"),
 )

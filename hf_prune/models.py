@@ -116,6 +116,12 @@ class Models:
         """Go on with a checkpoint that is pruned, or healed, already; an adapter beside pruned weights heals them."""
         self._checkpoint, self.stage, self._adapter = checkpoint, stage, adapter
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: of one that is not in memory, where it would be loaded."""
+        planned = None if self._current is not None else device_of(self.kwargs["device_map"])
+        return self.current().device if planned is None else planned
+
     def current(self) -> PreTrainedModel:
         """The model as it is now."""
         if self._current is None:
@@ -156,6 +162,33 @@ class Models:
             )
         self.fetch()
         return loading.load_model(self.source, **self.kwargs)
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the original is at hand: in memory, in a folder, or on the Hub at a commit that is known."""
+        there = self.stage == "original" or self._whole is not None or self.source.folder is not None
+        return there or self.source.ref.revision is not None
+
+    def find_original(self) -> None:
+        """Bring the original's files here, where they are known and not here.
+
+        Raises:
+            HubError: they cannot be fetched.
+            ConfigError: the folder is another model's.
+        """
+        if self.stage != "original" and self._whole is None:
+            self._original_folder()
+
+    def original_source(self) -> Source | None:
+        """The uncut model's files, brought here where they are not; None where it was handed over in memory.
+
+        Raises:
+            HubError: the download failed.
+        """
+        if self.in_memory or self._original_folder() is None:
+            return None
+        self.fetch()
+        return self.source
 
     def _original_folder(self) -> Path | None:
         if self.source.folder is None:
@@ -297,10 +330,17 @@ class Models:
         trusted = self.kwargs["trust_remote_code"]
         return loading.blank_model(folder, self.source.ref.id, self.kwargs["dtype"], trust_remote_code=trusted)
 
+    def outline(self) -> PreTrainedModel:
+        """The model as it is now, for its structure alone: without weights where it is not in memory."""
+        if self._current is None and self._checkpoint is not None and self._checkpoint.folder is not None:
+            trusted = self.kwargs["trust_remote_code"]
+            return loading.blank_model(self._checkpoint.folder, self.source.ref.id, trust_remote_code=trusted)
+        return self._blank() or self.current()
+
     def pruned_parameters(self, plan: Plan) -> int:
         """Parameters of the pruned model, also before it is cut."""
         if self.stage != "original":
-            return _count(self.current())
+            return _count(self.outline())
         if plan.slicing is not None:
             return plan.slicing.parameters
         sizes = self.sizes()
@@ -357,6 +397,19 @@ def weights_digest(model: PreTrainedModel) -> str:
             first = tensor.detach().reshape(-1)[:_SAMPLED].cpu().contiguous()
             total.update(first.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def device_of(device_map: Any) -> torch.device | None:
+    """Where a model begins that is loaded so; None where only loading it tells.
+
+    Args:
+        device_map: from `load_kwargs`.
+    """
+    if device_map is None:
+        return torch.device("cpu")
+    if isinstance(device_map, str) and device_map not in SPREAD:
+        return torch.device(device_map)
+    return torch.device("cuda", 0) if device_map == "auto" and torch.cuda.is_available() else None
 
 
 def _check_device(name: str) -> None:

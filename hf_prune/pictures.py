@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from hf_prune.card_tables import number
+from hf_prune.card_tables import number, percent
 from hf_prune.card_tasks import quoted
 from hf_prune.layer_states import layers_in
 from hf_prune.markdown import one_line
 from hf_prune.plotting.figures import MOST_TASKS, PerLayer, benchmarks, per_layer, perplexities, ratios
 from hf_prune.records import Evaluation, Healing, Plan, Scores, Slicing, ranges
+from hf_prune.recovery import Regained, recovery
 from hf_prune.units import layers_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ WIDTHS_FILE = "widths.png"
 
 COMPARISON_FILE = "comparison.png"
 """Name of the drawing of original, pruned and healed side by side beside a card."""
+
+RECOVERY_FILE = "recovery.png"
+"""Name of the drawing of what healing won back, on its way, beside a card."""
 
 
 class Draw(Protocol):
@@ -79,6 +83,8 @@ def pictures(
         found.append(_importance(scores, plan, rows))
     if evaluation is not None and _can_compare(evaluation):
         found.append(_comparison(evaluation))
+    if healing is not None and (curve := recovery(healing)):
+        found.append(_recovery(healing, curve))
     return {picture.file: picture for picture in found}
 
 
@@ -175,6 +181,22 @@ def _comparison(evaluation: Evaluation) -> Picture:
     if len(tasks) > MOST_TASKS:
         parts.append(f"The other {len(tasks) - MOST_TASKS} benchmarks are in the table.")
     return Picture(COMPARISON_FILE, f"Bars with error bars. {' '.join(parts)}", draw)
+
+
+def _recovery(healing: Healing, curve: Sequence[Regained]) -> Picture:
+    def draw(format: "Format" = "png") -> bytes:
+        from hf_prune.plotting.recovery import plot_recovery
+
+        return plot_recovery(curve, healing.best_step, format=format)
+
+    first, last = curve[0], curve[-1]
+    alt = (
+        "Curve: share of the held-out loss lost by pruning that healing has won back, from "
+        f"{percent(first.loss)} to {percent(last.loss)} at {last.point.tokens:,} training tokens"
+    )
+    if last.kl is not None:
+        alt += f"; of the divergence from the original {percent(last.kl)}"
+    return Picture(RECOVERY_FILE, alt + ".", draw)
 
 
 def _can_compare(evaluation: Evaluation) -> bool:

@@ -67,6 +67,24 @@ def fast_arithmetic(model: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
+@contextmanager
+def joined_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in half precision for a while, where weights in float32 are trained beside frozen halves.
+
+    Products of the one with the other are undefined otherwise. Models with adapters see to that themselves.
+
+    Args:
+        model: with or without adapters.
+    """
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if torch.float32 not in trained or not frozen or hasattr(model, "peft_config"):
+        yield
+        return
+    with torch.autocast(frozen[0].device.type, dtype=frozen[0].dtype):
+        yield
+
+
 def cast(module: nn.Module, dtype: torch.dtype, wanted: torch.dtype) -> list[torch.Tensor]:
     """Turn the tensors of one dtype into another, and leave those that are kept in a third (some norms, buffers).
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from hf_prune import serial
 from hf_prune.errors import ConfigError
@@ -97,7 +97,10 @@ class TextUse:
         tokens: tokens in them (pads not counted).
         max_length: longest sequence allowed, in tokens.
         seed: of sampling or shuffling.
-        sha256: of the token ids, so that another run can tell it saw the same text.
+        sha256: of the token ids (and of what of them is learned, where that is not all), so that another run can tell
+            it saw the same text.
+        answers: whose answers alone are learned: the "dataset"'s own, or those that the "original" model gave to its
+            prompts; None where everything is.
     """
 
     dataset: str | None
@@ -109,3 +112,4 @@ class TextUse:
     max_length: int
     seed: int
     sha256: str
+    answers: Literal["dataset", "original"] | None = None

@@ -300,9 +300,14 @@ class Plan(Record):
 
     @property
     def silenced(self) -> tuple[Unit, ...]:
-        """Parts of blocks that stay in the model and write nothing, by the blocks' positions among those that stay."""
+        """Parts of blocks that stay in the model and write nothing, by the blocks' positions among those that stay.
+
+        What a linear map stands in for does write.
+        """
         place = {layer: position for position, layer in enumerate(self.kept)}
-        return tuple(Unit(place[u.layer], u.part) for u in self.removed if u.part != "block" and u.layer in place)
+        writing = {Unit(i, "attention") for op in self.operations if op.kind == "linearize" for i in op.layers}
+        gone = [unit for unit in self.removed if unit.part != "block" and unit not in writing]
+        return tuple(Unit(place[unit.layer], unit.part) for unit in gone if unit.layer in place)
 
     @property
     def dropped(self) -> tuple[int, ...]:

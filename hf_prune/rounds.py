@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 from hf_prune.amounts import layers_to_drop
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
+from hf_prune.healing import checkpoint
 from hf_prune.output import Finished, update_evaluation, write_card
 from hf_prune.pruner import Pruner
 from hf_prune.records import Evaluation, Healing, ModelRef, Operation, Plan, Scores, TextUse, Trial, ranges
 from hf_prune.run_folder import remove
 from hf_prune.samples import Samples
 from hf_prune.saving import RECORDS, staged
+from hf_prune.texts import was_sampled
 from hf_prune.units import Unit
 
 logger = logging.getLogger(__name__)
@@ -97,7 +100,9 @@ def in_rounds(
 
     Each round measures the model that the round before it has healed (Minitron's and Model-Optimizer's advice for more
     than a third; ShortGPT's and SLEB's authors cut in one go). Text that is sampled comes from the original in all of
-    them, so that no round learns from what a pruned model writes. A killed call goes on with the round that it was in.
+    them, so that no round learns from what a pruned model writes; a loss that compares with the original compares with
+    the model that the round before has healed, which is the one that this round has cut. A killed call goes on with
+    the round that it was in.
 
     Args:
         model_id: Hub id or folder.
@@ -129,8 +134,9 @@ def in_rounds(
         gone_behind.append(tuple(dropped))
     made = run_folder / "made"
     remove(made)
-    whole = _as_one(config, base, found, gone_behind, inputs)
     shutil.copytree(current, made)
+    trusted = bool(load_kwargs.get("trust_remote_code", False))
+    whole = _as_one(config, base, found, gone_behind, inputs, made, trusted)
     for name in (Scores.FILE, Evaluation.FILE):  # of a model that is not the base
         (made / RECORDS / name).unlink(missing_ok=True)
     whole.save(made)
@@ -170,7 +176,7 @@ def _sampled(first: Finished, folder: Path) -> dict[str, Samples]:
     return {
         name: Samples.load(folder / RECORDS / f"{name}_tokens.safetensors", use)
         for name, use in uses.items()
-        if use is not None and use.dataset is None
+        if use is not None and was_sampled(use)
     }
 
 
@@ -195,6 +201,8 @@ def _as_one(
     found: Sequence[Finished],
     gone_behind: Sequence[tuple[int, ...]],
     inputs: str,
+    made: Path,
+    trusted: bool,
 ) -> Finished:
     last, healings = found[-1], [one.healing for one in found if one.healing is not None]
     steps = "; ".join(
@@ -225,7 +233,9 @@ def _as_one(
         config=recipe.without_paths(),
         plan=plan,
         scores=None,
-        healing=_healing(healings),
+        healing=_healing(
+            healings, [[i for i in range(base.num_layers) if i not in g] for g in gone_behind], made, trusted
+        ),
         evaluation=None,
         base_card=found[0].base_card,
         inputs=inputs,
@@ -233,20 +243,58 @@ def _as_one(
     )
 
 
-def _healing(each: Sequence[Healing]) -> Healing:
-    """The healing of all rounds: what they did adds up, the losses are those of the last one."""
+def _healing(each: Sequence[Healing], kept: Sequence[Sequence[int]], made: Path, trusted: bool) -> Healing:
+    """The healing of all rounds: what they did adds up, losses and curve are those of the last one.
+
+    What a later round compares with is the model that the one before it has healed: the curve's divergences from that
+    are left out, as the record speaks of the original.
+    """
     last = each[-1]
     named = sorted({module for one in each for module in one.target_modules})
+    trained = last.trained_parameters
+    if last.kind == "weights":
+        named = sorted({name for one, left in zip(each, kept, strict=True) for name in _moved(one, left, kept[-1])})
+        model = checkpoint.blank(made, trust_remote_code=trusted)
+        trained = sum(model.get_parameter(name).numel() for name in named)
     note = (
-        f"Healed in {len(each)} rounds, one behind each cut, of {last.steps} steps in the last one; the losses and "
+        f"Healed in {len(each)} rounds, one behind each cut, of {last.steps} steps in the last one; losses, curve and "
         "settings are those of the last round, its 'pruned' loss that of a model healed before."
     )
+    if last.settings.get("teacher") is not None:
+        note += " Later rounds compared with the model that the round before had healed, not with the original."
     return dataclasses.replace(
         last,
         target_modules=tuple(named),
+        trained_parameters=trained,
         steps=sum(one.steps for one in each),
         tokens=sum(one.tokens for one in each),
         seconds=sum(one.seconds for one in each),
         held_out=dataclasses.replace(last.held_out, original=each[0].held_out.original),
         warnings=(*dict.fromkeys(w for one in each for w in one.warnings), note),
+        curve=tuple(dataclasses.replace(point, kl=None) for point in last.curve),
+        stopped=_by_round([one.stopped for one in each]),
+        reused=_by_round([one.reused for one in each]),
     )
+
+
+def _by_round(told: Sequence[str | None]) -> str | None:
+    """What each round has to say of itself."""
+    return " ".join(f"Round {number}: {text}" for number, text in enumerate(told, 1) if text) or None
+
+
+def _moved(healing: Healing, left: Sequence[int], kept: Sequence[int]) -> list[str]:
+    """The tensors that one round trained, by their names in the last one's model; blocks that went later are left out.
+
+    Args:
+        healing: of the round.
+        left: blocks of the original that its model had.
+        kept: blocks of the original that the last model has.
+    """
+    found = []
+    for name in healing.target_modules:
+        block = re.match(r"(\D*\.)(\d+)(\..*)", name)
+        if block is None:
+            found.append(name)
+        elif left[int(block[2])] in kept:
+            found.append(f"{block[1]}{kept.index(left[int(block[2])])}{block[3]}")
+    return found

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_prune import healing
 from hf_prune.amounts import check_amount
 from hf_prune.config import PrunerConfig
 from hf_prune.evaluation.task_loading import check_tasks, task_files
+from hf_prune.healable import check_healing
 from hf_prune.hub import PushResult, check_push
 from hf_prune.output import OUTPUT_FILE, Finished, default_private, push_output
 from hf_prune.pruner import Pruner
@@ -86,7 +86,7 @@ def run(
     run_folder = beside(folder)
     shard_limit(max_shard_size)
     if heal:
-        healing.require(config.healing.quantize)
+        check_healing(config)
     check_rounds(config, heal)
     if not _finished(folder):
         check_output(folder)

@@ -21,10 +21,13 @@ class Samples:
     Attributes:
         sequences: 1-D int64 tensors on the CPU, each at least two tokens, without pads.
         use: which text this is.
+        learned: a mask a sequence, (length,) bool on the CPU, True for tokens whose prediction counts; None where all
+            but the first of each sequence do.
     """
 
     sequences: tuple[torch.Tensor, ...]
     use: TextUse
+    learned: tuple[torch.Tensor, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -34,19 +37,34 @@ class Samples:
     def part(self, start: int, stop: int) -> "Samples":
         """The sequences from `start` up to `stop`, as a text of their own."""
         sequences = self.sequences[start:stop]
+        learned = None if self.learned is None else self.learned[start:stop]
         use = dataclasses.replace(
-            self.use, samples=len(sequences), tokens=sum(map(len, sequences)), sha256=digest(sequences)
+            self.use, samples=len(sequences), tokens=sum(map(len, sequences)), sha256=digest(sequences, learned)
         )
-        return Samples(sequences, use)
+        return Samples(sequences, use, learned)
 
     def hashes(self) -> frozenset[str]:
         """One hash a sequence, to prove that two sets of samples are disjoint."""
         return frozenset(hash_ids(s) for s in self.sequences)
 
+    def prompts(self) -> frozenset[str]:
+        """One hash for what stands before the first learned token of each sequence; none where all is learned."""
+        if self.learned is None:
+            return frozenset()
+        pairs = zip(self.sequences, self.learned, strict=True)
+        return frozenset(hash_ids(ids[: int(mask.int().argmax())]) for ids, mask in pairs)
+
     def save(self, path: Path) -> None:
-        """Write the token ids as one safetensors file: `ids` (int32, all sequences in a row) and `lengths` (int32)."""
+        """Write the token ids as one safetensors file.
+
+        It holds `ids` (int32, all sequences in a row), `lengths` (int32), and where there are masks `learned` (bool,
+        in a row as well).
+        """
         lengths = torch.tensor([len(s) for s in self.sequences], dtype=torch.int32)
-        save_file({"ids": torch.cat(self.sequences).to(torch.int32), "lengths": lengths}, path)
+        tensors = {"ids": torch.cat(self.sequences).to(torch.int32), "lengths": lengths}
+        if self.learned is not None:
+            tensors["learned"] = torch.cat(self.learned)
+        save_file(tensors, path)
 
     @classmethod
     def load(cls, path: Path, use: TextUse) -> "Samples":
@@ -57,7 +75,9 @@ class Samples:
         """
         try:
             data = load_file(path)
-            return cls(tuple(data["ids"].long().split(data["lengths"].tolist())), use)
+            lengths = data["lengths"].tolist()
+            learned = tuple(data["learned"].bool().split(lengths)) if "learned" in data else None
+            return cls(tuple(data["ids"].long().split(lengths)), use, learned)
         except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
             raise DataError(f"{path} holds no token ids as hf_prune writes them: {error}") from error
 
@@ -84,11 +104,13 @@ def hash_ids(ids: torch.Tensor) -> str:
     return hashlib.sha256(ids.to(torch.int32).numpy().tobytes()).hexdigest()
 
 
-def digest(sequences: Sequence[torch.Tensor]) -> str:
-    """The sha256 of an ordered list of sequences."""
+def digest(sequences: Sequence[torch.Tensor], learned: Sequence[torch.Tensor] | None = None) -> str:
+    """The sha256 of an ordered list of sequences, and of what of them is learned where that is not all."""
     total = hashlib.sha256()
     for ids in sequences:
         total.update(bytes.fromhex(hash_ids(ids)))
+    for mask in learned or ():
+        total.update(mask.to(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

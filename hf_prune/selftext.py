@@ -1,5 +1,6 @@
 """Text sampled from the model itself: calibration, healing and evaluation text where there is no dataset."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,14 +70,14 @@ def generate(
     if max_length < 2:
         raise ConfigError(f"max_length={max_length} for text sampled from the model; expected at least 2 tokens")
     batch_size = batch_size or fitting_batch_size(model, max_length)
-    starts, vocabulary = _start_tokens(model, tokenizer)
+    starts, vocabulary = start_tokens(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, torch.Tensor] = {}
     tried = 0
     total = samples * max_length
     with (
         fast_arithmetic(model),
-        _sampling(model),
+        sampling(model),
         tqdm(total=total, desc="Sampling text", unit="tok", unit_scale=True, disable=not progress) as bar,
     ):
         while len(kept) < samples:
@@ -169,7 +170,7 @@ def fitting_batch_size(model: PreTrainedModel, max_length: int) -> int:
     return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // (cached + logits)))
 
 
-def _start_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[torch.Tensor, int]:
+def start_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[torch.Tensor, int]:
     """The ids that a sequence may start with, and the number of ids to sample from."""
     rows = len(cast(torch.Tensor, model.get_input_embeddings().weight))
     known = max(tokenizer.get_vocab().values()) + 1
@@ -189,7 +190,7 @@ def _start_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> tuple[torch.T
 
 
 @contextmanager
-def _sampling(model: PreTrainedModel) -> Iterator[None]:
+def sampling(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the model is as it was."""
     training = model.training
     model.eval()
@@ -225,7 +226,7 @@ class _ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _reserved_cache(model: PreTrainedModel, length: int) -> DynamicCache:
+def reserved_cache(model: PreTrainedModel, length: int) -> DynamicCache:
     """The model's usual cache; where a layer keeps everything, with memory reserved for `length` tokens."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_ReservedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -241,8 +242,8 @@ def _sample(
 ) -> tuple[torch.Tensor, ...]:
     """One batch of sequences.
 
-    Tokens are drawn by inverting the distribution function. transformers' own `generate` would stop at EOS, use the
-    caller's random state and obey the model's generation config, and its multinomial draw takes longer on processors.
+    transformers' own `generate` would stop at EOS, use the caller's random state and obey the model's generation
+    config, and its multinomial draw takes longer on processors.
 
     Args:
         model: the model, in evaluation mode.
@@ -254,26 +255,71 @@ def _sample(
     Returns:
         1-D int64 tensors on the CPU.
     """
-    device = model.device if model.device.type != "meta" else torch.device("cpu")
     batch, length = uniform.shape
     ids = torch.empty(batch, length, dtype=torch.int64)
     ids[:, 0] = starts[(uniform[:, 0] * len(starts)).long()]
-    cache = _reserved_cache(model, length)
+    cache = reserved_cache(model, length)
     for position in range(1, length):
-        output = model(input_ids=ids[:, position - 1 : position].to(device), past_key_values=cache, use_cache=True)
-        if getattr(output, "past_key_values", None) is not cache:
-            raise DataError(
-                f"no text can be sampled from a model of type '{model.config.model_type}', which keeps no ordinary "
-                "cache of keys and values. Name a dataset (--dataset)"
-            )
-        sums = output.logits[:, -1, :vocabulary].float().softmax(-1).cumsum(-1)
-        if not bool(sums[:, -1].isfinite().all()):
-            raise MeasureError(_not_finite(model, ids[:, :position].to(device)))
-        # A float32 below 1 times a sum stays below that sum, so that the id found is always one of the vocabulary.
-        drawn = uniform[:, position : position + 1].to(sums.device) * sums[:, -1:]
-        ids[:, position : position + 1] = torch.searchsorted(sums, drawn, right=True).cpu()
+        logits = next_logits(model, ids[:, position - 1 : position], cache)
+        ids[:, position] = draw(model, logits[:, :vocabulary], uniform[:, position], ids[:, :position])
         advance(batch)
     return tuple(row.clone() for row in ids)
+
+
+def next_logits(model: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Let a model read on, and give the logits of what comes next.
+
+    Args:
+        model: in evaluation mode.
+        ids: (batch, new tokens) int64 on the CPU.
+        cache: of the tokens before them.
+
+    Returns:
+        (batch, vocabulary) on the model's device.
+
+    Raises:
+        DataError: the model does not take such a cache.
+    """
+    # Logits of a whole prompt may take more memory than the model.
+    last = {"logits_to_keep": 1} if ids.shape[1] > 1 and _keeps_last(model) else {}
+    output = model(input_ids=ids.to(_device(model)), past_key_values=cache, use_cache=True, **last)
+    if getattr(output, "past_key_values", None) is not cache:
+        raise DataError(
+            f"no text can be sampled from a model of type '{model.config.model_type}', which keeps no ordinary "
+            "cache of keys and values. Name a dataset (--dataset)"
+        )
+    return output.logits[:, -1]
+
+
+def draw(model: PreTrainedModel, logits: torch.Tensor, uniform: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """One token a row, by inverting the distribution function.
+
+    Args:
+        model: it comes from, for messages.
+        logits: (batch, vocabulary).
+        uniform: (batch,) float32 in [0, 1).
+        ids: (batch, tokens so far) int64, for messages.
+
+    Returns:
+        (batch,) int64 on the CPU.
+
+    Raises:
+        MeasureError: logits are not finite.
+    """
+    sums = logits.float().softmax(-1).cumsum(-1)
+    if not bool(sums[:, -1].isfinite().all()):
+        raise MeasureError(_not_finite(model, ids.to(_device(model))))
+    # A float32 below 1 times a sum stays below that sum, so that the id found is always one of the vocabulary.
+    drawn = uniform[:, None].to(sums.device) * sums[:, -1:]
+    return torch.searchsorted(sums, drawn, right=True)[:, 0].cpu()
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    return model.device if model.device.type != "meta" else torch.device("cpu")
+
+
+def _keeps_last(model: PreTrainedModel) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def _not_finite(model: PreTrainedModel, ids: torch.Tensor) -> str:

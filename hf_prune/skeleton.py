@@ -254,7 +254,21 @@ def _places(model: nn.Module) -> dict[str, _Place]:
     return {name: by_tensor[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _pieces(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> list[Piece]:
+def sources_of(decoder: Decoder, parameters: Collection[str], stored: Collection[str]) -> set[str]:
+    """Which tensors of a checkpoint parameters are made of: one may be stored in pieces, and under another name.
+
+    Args:
+        decoder: the model, with weights or without.
+        parameters: their full names.
+        stored: names of the checkpoint's tensors.
+    """
+    wanted = set(parameters)
+    return {
+        name for piece in _pieces(decoder.model, stored) if piece.target in wanted for name, _ in piece.sources
+    }
+
+
+def _pieces(model: PreTrainedModel, entries: Collection[str]) -> list[Piece]:
     """Which tensors become which parameters, as `convert_and_load_state_dict_in_model` groups them."""
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

@@ -137,14 +137,17 @@ class HealingConfig:
     """How a pruned model is trained again. None means: the recipe's value, resolved per model and recorded.
 
     Attributes:
-        method: healing recipe; None takes the one that belongs to the pruning method.
+        method: healing recipe, see `hf-prune methods --healing`; None takes that of the pruning method. What "auto"
+            becomes is written out when it is resolved.
         dataset: as in calibration; "calibration" takes other documents of the calibration's dataset.
         dataset_config: the dataset's config name.
         split: the dataset's split.
         text_column: column that holds the text.
         messages_column: column of chat messages, in place of `text_column`; only the assistant's turns are learned.
-        self_distill: whether the original model answers the prompts anew, and its answers are learned.
-        packing: whether several short texts share a row; none of them sees another.
+            "prompt,completion" names two columns, of messages or of plain text, of which the second is learned.
+        self_distill: whether the original model answers the prompts anew, and its answers are learned; of plain text
+            it writes the second half of each sequence.
+        packing: whether several short texts share a row; none of them sees another. Batch sizes count rows.
         target: what is trained, a name in the registry "healing target": adapters on "mlp" or "all" linears of the
             blocks, or the weights themselves ("last", "seam", "replaced", "patch", "full"); or names of modules that
             carry adapters, with commas between.

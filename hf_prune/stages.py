@@ -10,26 +10,30 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
+from hf_prune.architecture import decoder_of
 from hf_prune.auto import AUTO, resolved
 from hf_prune.choosing import Chooser
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.distributed import ALONE, Group
-from hf_prune.errors import CheckpointError, ConfigError
+from hf_prune.errors import ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.fit import check_fitted
+from hf_prune.healable import check_healing, check_unquantized, healing_recipe
+from hf_prune.healing.choice import check_target
+from hf_prune.healing.early import why_original
+from hf_prune.healing.optimizer import check_optimizer
 from hf_prune.healing.origin import Origin
+from hf_prune.healing.settings import for_model
 from hf_prune.models import LABELS, Label, Models
-from hf_prune.plan import carried_out_by, check_healable, check_single_round
+from hf_prune.origins import origin_of
+from hf_prune.plan import carried_out_by, check_single_round
 from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.soundness import check_blocks, check_plan
 from hf_prune.streaming import check_room, must_stream
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
-
-_STRUCTURAL = ("drop", "patch")
-"""Operations that leave the weights of the blocks that stay as they are."""
 
 
 class Stages:
@@ -74,6 +78,7 @@ class Stages:
         self._plan: Plan | None = None
         self._healing: Healing | None = None
         self._adapter: Path | None = None
+        self._healed_here = False
         self._saved: Path | None = None
         self._read()
 
@@ -220,6 +225,7 @@ class Stages:
         Raises:
             DataError: the text cannot be had.
         """
+        self.check_healing()  # what was not known before the plan
         settings = self._resolve_healing()
         self._original_loss(settings)
         self.texts.healing(settings)
@@ -228,18 +234,27 @@ class Stages:
         """Refuse what cannot be healed, before any work.
 
         Raises:
-            MissingExtraError: peft, accelerate or (where it was asked for) bitsandbytes is not installed.
+            MissingExtraError: a package is not installed that healing, or its optimizer or logger, needs.
             CheckpointError: the weights are quantized already.
-            ConfigError: the model must not be in memory as a whole.
+            ConfigError: settings that cannot be, or not for this model; the original is needed and not at hand; or the
+                model must not be in memory as a whole.
+            HubError: the original is needed and cannot be fetched.
         """
-        check_healable(self.config, self._plan)
+        settings = check_healing(self.config, self._plan, original=self.models.has_original)
         check_room(self.models, "healing", "prune alone")
-        healing.require(self.config.healing.quantize)
-        if self._quantized:
-            raise CheckpointError(
-                f"'{self.source.ref.id}' holds quantized weights, into which no healing can be merged; prune and heal "
-                "the unquantized model it was made from, then quantize the result (pruning alone works here)"
-            )
+        check_unquantized(self.source.ref, self._quantized)
+        decoder = decoder_of(self.models.outline(), self.source.ref.id)
+        blocks = Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
+        grows = self.config.recipe().cuts == "width" or self.config.ships_code
+        check_target(
+            decoder,
+            for_model(self.config.healing, str(settings.method), self.source.ref.id),
+            blocks,
+            grows=grows and self.models.stage == "original",
+        )
+        check_optimizer(str(settings.optimizer), self.models.device)
+        if why_original(settings):
+            self.models.find_original()
 
     def _original_loss(self, settings: HealingConfig) -> float | None:
         """Loss of the original on the held-out text, where it was or can be measured without loading it again."""
@@ -255,10 +270,14 @@ class Stages:
             self.run.finish("original-loss", inputs)
         return float(serial.read_json(path))
 
-    def heal(self) -> Healing:
+    def heal(self, group: Group = ALONE) -> Healing:
         """Heal the pruned model by LoRA or QLoRA, pruning first where that was not done.
 
         An interrupted run goes on from its last checkpoint when the same call is made with the same run folder.
+
+        Args:
+            group: the processes that train together; all of them call this, and process 0 alone needs a run folder
+                that lasts.
 
         Raises:
             MissingExtraError: peft or accelerate is not installed.
@@ -269,9 +288,9 @@ class Stages:
         self.check_healing()
         if self.models.stage == "original":
             self.prune()
-        settings = self._resolve_healing()
-        held_out, samples = self.texts.held_out(settings), self.texts.healing(settings)
-        folder, device = self.models.checkpoint(self.plan()).folder, self.model.device
+        settings = group.share(self._resolve_healing)
+        held_out, samples = group.share(lambda: (self.texts.held_out(settings), self.texts.healing(settings)))
+        folder, device = self.models.checkpoint(self.plan()).folder, self.models.device
         assert folder is not None
         self.models.release()  # the trainer loads its own copy, quantized where asked
         result = healing.heal(
@@ -279,16 +298,17 @@ class Stages:
             samples,
             held_out,
             settings,
-            run_folder=self.run.path / "healing",
+            run_folder=group.share(lambda: self.run.path / "healing"),
             base_model=self.source.ref.id,
             device=device,
-            original_loss=self._original_loss(settings),
+            original_loss=group.share(lambda: self._original_loss(settings)),
             progress=self._progress,
             trust_remote_code=self.models.kwargs["trust_remote_code"],
             origin=self._healing_origin(),
+            group=group,
         )
         self.models.replace(result.model, result.adapter if settings.output == "adapter" else None)
-        self._adapter, self._healing = result.adapter, result.record
+        self._adapter, self._healing, self._healed_here = result.adapter, result.record, True
         self.config = dataclasses.replace(self.config, healing=settings)
         self._saved = None  # what was saved before is another model
         self._healing.save(self.run.path)
@@ -296,28 +316,18 @@ class Stages:
 
     def _healing_origin(self) -> Origin:
         """Where the pruned model comes from, as far as healing has to know."""
-        plan = self.plan()
-        place = {layer: position for position, layer in enumerate(plan.kept)}
-        written = {place[i] for op in plan.operations if op.kind not in _STRUCTURAL for i in op.layers if i in place}
-        patched = {place[i] for op in plan.operations if op.kind == "patch" for i in op.layers if i in place}
-        return Origin(
-            plan.kept,
-            plan.model.num_layers,
-            tuple(sorted(written)),
-            plan.silenced,
-            tuple(sorted(patched)),
-            self.models.original,
-            f"{self.source.ref.digest} {self.models.kwargs['dtype']}",
-        )
+        key = f"{self.source.ref.digest} {self.models.kwargs['dtype']}"
+        original = self.models.original if self.models.has_original else None
+        return origin_of(self.plan(), original, key, self.models.original_source)
 
     def _resolve_healing(self) -> HealingConfig:
         return healing.resolve(
             self.config.healing,
-            recipe=self.config.healing.method or self.config.recipe().healing,
+            recipe=healing_recipe(self.config, self.plan(), original=self.models.has_original),
             base_model=self.source.ref.id,
             limit=self._limit,
             parameters=self.models.pruned_parameters(self.plan()),
-            device=self.model.device,
+            device=self.models.device,
             run_folder=self.run.path,
         )
 
@@ -372,6 +382,6 @@ class Stages:
     def _labels(self) -> list[Label]:
         """The models that are there; of a healed folder that was taken up, merging has taken the pruned weights."""
         labels = list(LABELS[: LABELS.index(self.models.stage) + 1])
-        if self.models.stage == "healed" and self._adapter is None:
+        if self.models.stage == "healed" and self._adapter is None and not self._healed_here:
             labels.remove("pruned")
         return labels

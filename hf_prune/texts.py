@@ -13,15 +13,21 @@ from hf_prune import calibration
 from hf_prune.config import CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.errors import DataError
 from hf_prune.methods import Method
+from hf_prune.records import TextUse
 from hf_prune.run_folder import RunFolder
 from hf_prune.samples import Samples
 
 logger = logging.getLogger(__name__)
 
 MOST_SAMPLED = 4 * 2**20
-"""Tokens of healing text sampled from the model at most: sampling is slow, and a longer budget reads it again."""
+"""Tokens of healing text that the model writes at most: sampling is slow, and a longer budget reads it again."""
 
 Stage = Literal["calibration", "evaluation", "healing"]
+
+
+def was_sampled(use: TextUse) -> bool:
+    """Whether a model wrote the text or the answers in it, so that nobody can look it up elsewhere."""
+    return use.dataset is None or use.answers == "original"
 
 
 class Texts:
@@ -102,11 +108,21 @@ class Texts:
         """
         assert config.steps and config.batch_size and config.tokens and config.max_length
         self.held_out(config)
-        # Sampled text is exactly max_length long, so that the token budget tells how much of it is worth sampling.
-        wanted = config.steps * config.batch_size
+        wanted, budget = config.steps * config.batch_size, config.tokens
+        batch = config.batch_size * config.max_length
         if self._samples_itself(config.dataset):
-            wanted = min(wanted, -(-min(config.tokens, MOST_SAMPLED) // config.max_length))
-        return self._get("healing", "healing", config, wanted)
+            # Sampled text is exactly max_length long, so that the budget tells how much of it is worth sampling.
+            return self._get(
+                "healing", "healing", config, min(wanted, -(-min(budget, MOST_SAMPLED) // config.max_length))
+            )
+        if config.self_distill:
+            budget = min(budget, MOST_SAMPLED)
+        if config.packing:
+            # Steps count rows then, each of which holds up to max_length tokens in sequences of two and more.
+            budget = min(budget, config.steps * batch)
+            wanted = budget + batch
+        # One batch more than the budget, so that no sequence comes twice before all have come once.
+        return self._get("healing", "healing", config, wanted, budget + batch)
 
     def samples_itself(self, stage: Stage) -> bool:
         """Whether the text of a stage is sampled from the original model."""
@@ -118,7 +134,7 @@ class Texts:
 
     def sampled_files(self) -> list[Path]:
         """Token files of the texts that were sampled from the model: nobody can look those up elsewhere."""
-        return [self._run.tokens(name) for name, made in self._made.items() if made.use.dataset is None]
+        return [self._run.tokens(name) for name, made in self._made.items() if was_sampled(made.use)]
 
     def _calibration(self) -> tuple[Samples, Samples | None]:
         """Calibration text, and what is held out from it where a search needs that: one fifth of what was read."""
@@ -159,6 +175,7 @@ class Texts:
         stage: Stage,
         config: CalibrationConfig | EvaluationConfig | HealingConfig,
         samples: int | None,
+        tokens: int | None = None,
     ) -> Samples:
         if name in self._made:
             return self._made[name]
@@ -173,26 +190,31 @@ class Texts:
             "shared": shared,
             "limit": self._limit,
             "samples": samples,
+            "tokens": tokens,
             "others": {key: value.use.sha256 for key, value in others.items()},
         }
         found = self._run.load_samples(name, inputs)
         if found is None:
             exclude = frozenset().union(*(value.hashes() for value in others.values()))
+            distilled = isinstance(config, HealingConfig) and config.self_distill
+            if distilled:
+                exclude = exclude.union(*(value.prompts() for value in others.values()))
             found = calibration.load(
                 config,
                 stage=stage,
                 method=self._method,
                 tokenizer=self._tokenizer,
-                model=self._original() if self._samples_itself(config.dataset) else None,
+                model=self._original() if distilled or self._samples_itself(config.dataset) else None,
                 limit=self._limit,
                 samples=samples,
+                tokens=tokens,
                 exclude=exclude,
                 token=self._token,
                 calibration=self._config.calibration,
                 shared=shared,
                 progress=self._progress,
             )
-            repeated = found.hashes() & exclude
+            repeated = (found.hashes() | (found.prompts() if distilled else frozenset())) & exclude
             if repeated:
                 raise DataError(
                     f"the {name} text shares {len(repeated)} of {len(found.sequences)} sequences with other text of "

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune import serial
-from hf_prune.architecture import decoder_of, rewrite_config
+from hf_prune.architecture import Decoder, decoder_of, rewrite_config
 from hf_prune.architecture.layer_config import compatible, config_of
 from hf_prune.checkpoint import INDEX, SINGLE, read_header, weight_files
 from hf_prune.errors import PruneError
 from hf_prune.healing.targets import quiet_modules
 from hf_prune.names import home, original_name
+from hf_prune.origins import origin_of
 from hf_prune.output import Finished
 from hf_prune.patching.settings import patched_settings
-from hf_prune.records import Plan, ranges
+from hf_prune.records import Healing, Plan, ranges
 from hf_prune.reload import load_meta
+from hf_prune.skeleton import sources_of
 from hf_prune.sparsity.maps import linear_maps
 from hf_prune.verify_checks import Check, outcome
 from hf_prune.verify_edits import edited
@@ -59,7 +62,7 @@ def check_model(folder: Path, base: Path, finished: Finished) -> list[Check]:
     checks.append(outcome("weights fit the config", _check_index(folder), f"{len(tensors)} tensors"))
     checks.append(_check_dtype(folder, tensors))
     if finished.healing is not None:
-        checks.append(check_healing(folder, meta, finished.healing, plan.silenced))
+        checks.append(check_healing(folder, meta, finished.healing, origin_of(plan)))
     if plan.slicing is not None:
         return [*checks, *_check_sliced(plan, meta, tensors)]
     return [*checks, *_check_kept(tensors, stored_tensors(base), meta, finished)]
@@ -126,7 +129,7 @@ def _check_kept(
     keep, leaf = plan.kept, decoder_of(meta).blocks_path.rpartition(".")[2]
     homes = {name: tensor.path for name, tensor in base.items()}
     merged = healing is not None and healing.output == "merged"
-    healed = _healed(healing.target_modules, leaf) if merged and healing else None
+    healed = _healed(healing, decoder_of(meta), leaf, tensors) if merged and healing else None
     done = edited(plan, meta, list(tensors))
     silent = [name[name.index(f"{leaf}.") :] for name in quiet_modules(decoder_of(meta), plan.silenced)]
     problems, redone, trained, fitted = [], list(done.problems), _Free(), _Free()
@@ -137,6 +140,8 @@ def _check_kept(
         block = None if found is None else int(found[1])
         if block in done.linear and _STAND_IN.search(name):
             fitted.count, fitted.changed = fitted.count + 1, fitted.changed + 1
+            if healed is not None and healed.search(name):  # the base has nothing that it could be compared with
+                trained.count, trained.changed = trained.count + 1, trained.changed + 1
             fitted.problems += _impossible(tensor, str(meta.dtype).removeprefix("torch."))
             continue
         outside = block is not None and block >= len(keep)
@@ -247,10 +252,12 @@ def _check_fitted(fitted: _Free, plan: Plan) -> Check:
     return Check(name, "shown", f"in layers {layers}", measured, reason=reason)
 
 
-def _healed(targets: tuple[str, ...], leaf: str) -> re.Pattern[str]:
-    """Names of the tensors into which adapters were merged."""
-    modules = "|".join(map(re.escape, targets))
-    return re.compile(rf"(?:^|\.){re.escape(leaf)}\.\d+\.(?:{modules})\.weight$")
+def _healed(healing: Healing, decoder: Decoder, leaf: str, stored: Collection[str]) -> re.Pattern[str]:
+    """Names of the tensors that healing wrote into: those that carried adapters, or those that were trained."""
+    if healing.kind == "adapters":
+        modules = "|".join(map(re.escape, healing.target_modules))
+        return re.compile(rf"(?:^|\.){re.escape(leaf)}\.\d+\.(?:{modules})\.weight$")
+    return re.compile(rf"^(?:{'|'.join(map(re.escape, sources_of(decoder, healing.target_modules, stored)))})$")
 
 
 def _check_sliced(plan: Plan, meta: PreTrainedModel, tensors: dict[str, StoredTensor]) -> list[Check]:

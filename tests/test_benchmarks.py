@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune.checkpoint import checkpoint_entries
-from tests.benchmarks import gpu, observers, pruned_speed, scaling, searching, table
+from tests.benchmarks import gpu, healing, observers, pruned_speed, scaling, searching, table
 from tests.benchmarks.checkpoints import SEVEN_B, Shapes, checkpoint
 from tests.benchmarks.costs import cold, memory_limit, read_seconds, run_child, weights_of
 from tests.benchmarks.scaling import Size, exponents
@@ -141,6 +141,19 @@ def test_search_benchmark_runs() -> None:
         assert found["forwards"][0] < found["forwards"][1]
     for found in (figures["greedy kl, 4 of 12"], figures["greedy kl, 8 of 32"]):
         assert found["forwards"] <= found["forwards, promised at most"] < found["forwards without a tree"]
+
+
+@pytest.mark.slow
+def test_benchmark_of_healing_runs() -> None:
+    figures = json.loads(json.dumps(healing.main(small=True)))
+    for rows in figures["last third"].values():
+        for row in rows.values():
+            assert 1 < row["ideal by operations"] < 5 / 3
+            assert row["bytes on disk"] >= figures["tokens a pass"] * figures["bytes a stored token"]
+    for row in figures["last third, KL to the original in memory"].values():
+        assert row["ideal by operations"] > 1 and row["bytes on disk"] == 0
+    shown = table.render([{"benchmark": "healing", "figures": figures, **ABOUT}])
+    assert shown.count("\n|") == 1 + 1 + 1 + 1
 
 
 @pytest.mark.slow

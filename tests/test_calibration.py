@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hf_prune import calibration, documents
+from hf_prune import calibration, documents, passages
 from hf_prune.config import PAPER, SAME, CalibrationConfig, EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.documents import Source
 from hf_prune.errors import ConfigError, DataError
@@ -246,7 +246,7 @@ def test_excluded_sequences_do_not_come_up(many):
 
 def test_a_stream_is_read_only_as_far_as_needed(monkeypatch):
     pulled = stream_of(monkeypatch, lambda: (words(i % 2000, i % 2000 + 5) for i in itertools.count()))
-    monkeypatch.setattr(calibration, "_BUFFER_PASSAGES", 300)
+    monkeypatch.setattr(passages, "_BUFFER_PASSAGES", 300)
     found = load(CalibrationConfig(dataset="org/endless", samples=50))
     assert len(found.sequences) == 50 and len(pulled) <= 300 + 50 + 1
     assert found.use.dataset == "org/endless" and found.use.split == "train" and found.use.revision == "c0ffee"
@@ -254,15 +254,15 @@ def test_a_stream_is_read_only_as_far_as_needed(monkeypatch):
 
 def test_the_buffer_is_bounded_in_characters_too(monkeypatch):
     pulled = stream_of(monkeypatch, lambda: (words(0, 200) for _ in itertools.count()))
-    monkeypatch.setattr(calibration, "_BUFFER_CHARACTERS", 100_000)
+    monkeypatch.setattr(passages, "_BUFFER_CHARACTERS", 100_000)
     load(CalibrationConfig(dataset="org/endless", samples=10))
     assert len(pulled) < 150 + 10
 
 
 def test_the_shuffle_loses_and_doubles_nothing(monkeypatch):
-    monkeypatch.setattr(calibration, "_BUFFER_PASSAGES", 7)
+    monkeypatch.setattr(passages, "_BUFFER_PASSAGES", 7)
     items = [(None, str(i)) for i in range(100)]
-    shuffled = list(calibration._shuffled(items, 0))
+    shuffled = list(passages.shuffled(items, 0))
     assert sorted(shuffled) == sorted(items) and shuffled != items
 
 
@@ -351,9 +351,7 @@ def test_stages_never_share_a_word(sizes, lengths, seeds, data):
 def test_stages_together_get_all_of_the_text(count):
     size = WORDS // count
     texts = [words(size * i, size * i + size) for i in range(count)]
-    shares = {
-        stage: [text for text in calibration._texts_of_stage(iter(texts), stage, 0, 10**6, False)] for stage in STAGES
-    }
+    shares = {stage: [text for text in passages.passages_of(iter(texts), stage, 0, 10**6, False)] for stage in STAGES}
     owned = {stage: sorted(re.findall(r"w\d+", " ".join(parts))) for stage, parts in shares.items()}
     assert sorted(sum(owned.values(), [])) == sorted(f"w{i}" for i in range(size * count))
     parts = {stage: len(found) / (size * count) for stage, found in owned.items()}
@@ -364,7 +362,7 @@ def test_stages_together_get_all_of_the_text(count):
 
 def test_cutting_loses_nothing_and_spares_words():
     text = "one two three\nfour " * 50 + "x" * 100
-    pieces = list(calibration._cut(text, 30))
+    pieces = list(passages.cut(text, 30))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 30
     assert all(piece[0] in " \n" for piece in pieces[1:-4])
 

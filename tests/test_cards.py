@@ -223,7 +223,7 @@ def check_card(card):
 
 
 DETAILS = r"<details>\n<summary>Parts of the groups \(\d+\)</summary>\n|</details>\n"
-PICTURES = ("layers.png", "widths.png", "scores.png", "importance.png", "comparison.png")
+PICTURES = ("layers.png", "widths.png", "scores.png", "importance.png", "comparison.png", "recovery.png")
 
 
 def check_markdown(text):

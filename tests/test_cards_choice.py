@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
+import shlex
 
 import pytest
+import typer
 
 from hf_prune.card_check import check_card
 from hf_prune.card_choice import MOST_TRIALS, lead, runner_up, stayed
 from hf_prune.card_commands import command
 from hf_prune.cards import generate
-from hf_prune.config import PrunerConfig
+from hf_prune.cli.app import app
+from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.errors import ConfigError, MeasureError, PruneError
 from hf_prune.eval_results import _made
+from hf_prune.healing import resolve
 from hf_prune.output import Finished, write_card
 from hf_prune.records import Operation, Plan, Trial
 from hf_prune.units import Unit
@@ -326,3 +330,41 @@ def test_recipes_of_other_methods_do_not_speak_for_the_plan():
     text = flat(card(searched(), config(method="uidl")))
     assert "`loss`" in text and "`angular`" not in text and "`greedy`" in text
     assert PrunerConfig().method == "uidl"
+
+
+def resolved(**changes):
+    healing = HealingConfig(**{"tokens": 100_000, **changes})
+    name, at = healing.method or "uidl", {"limit": 4096, "parameters": 10**6, "device": "cpu"}
+    return resolve(healing, recipe=name, base_model="org/base", original=True, seam=True, **at)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "--heal-tokens 100000"),
+        ({"micro_batch_size": 4, "recompute": True}, "--heal-tokens 100000"),
+        ({"method": "seam"}, "--heal-method seam --heal-tokens 100000"),
+        ({"method": "auto"}, "--heal-method seam --heal-tokens 100000"),
+        ({"target": "q_proj", "loss": "kl"},
+         "--heal-target q_proj --heal-loss kl --heal-teacher resident --heal-tokens 100000"),
+        ({"target": "last", "last_blocks": 2}, "--heal-target last --heal-last-blocks 2 --heal-tokens 100000"),
+        (
+            {"rank": 4, "packing": True, "report_to": ("wandb", "trackio"), "learning_rate": 0.01, "max_length": 64,
+             "eval_steps": 7, "seed": 3, "dataset": "/home/x/text.jsonl"},
+            "--dataset text.jsonl --seed 3 --heal-packing --heal-rank 4 --heal-alpha 4 --heal-learning-rate 0.01 "
+            "--heal-tokens 100000 --heal-max-length 64 --heal-eval-steps 7 --heal-report-to wandb,trackio",
+        ),
+    ],
+)  # fmt: skip
+def test_a_healing_behind_a_given_plan_is_told_by_its_options(changes, words):
+    asked, given = HealingConfig(**changes), config(drop_layers=None, method="sleb")
+    made = dataclasses.replace(given, healing=resolved(**changes))
+    line = command(made, heal=True).split("\n")[1]
+    assert line == f"hf-prune heal pruned --output pruned-healed {words}" and parses(line) == "heal"
+    # What the line sets, and the recipe fills, is what was used.
+    typed = typer.main.get_command(app).commands["heal"].make_context("heal", shlex.split(line)[2:]).params
+    options = {name.removeprefix("heal_"): value for name, value in typed.items() if name.startswith("heal_")}
+    set_ = {name: value for name, value in options.items() if value is not None and name != "report_to"}
+    again = resolved(**set_ | {"micro_batch_size": asked.micro_batch_size, "recompute": asked.recompute})
+    same = {"dataset": made.healing.dataset, "seed": made.healing.seed, "report_to": made.healing.report_to}
+    assert dataclasses.replace(again, **same) == made.healing

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hf_prune.evaluation import stage as evaluation_stage
-from hf_prune.healing.trainer import _Keeper
+from hf_prune.healing.keeper import Keeper
 from hf_prune.output import Finished
 from tests.cli.support import Called, call, done, fast, planted, recipe_file, tree
 
@@ -21,7 +21,7 @@ import os, signal, sys
 import torch
 import hf_prune.healing.pipeline, hf_prune.reload, hf_prune.run, hf_prune.writers
 from hf_prune.cli import main
-from hf_prune.healing.trainer import _Keeper
+from hf_prune.healing.keeper import Keeper
 from hf_prune.run_folder import RunFolder
 from tests.healing.support import SPEED
 
@@ -44,7 +44,7 @@ def dying(function, hit):
     return call
 
 if place == "checkpoint":
-    _Keeper.on_save = dying(_Keeper.on_save, lambda self, args, state, control: state.global_step == 1)
+    Keeper.on_save = dying(Keeper.on_save, lambda self, args, state, control: state.global_step == 1)
 elif place == "the check of the output":
     hf_prune.writers.check_reload = die
 elif place == "the check of the files":
@@ -176,7 +176,7 @@ def test_kill_9(
 
 def interrupted(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Called:
     """Press Ctrl-C while the first checkpoint is written."""
-    saved = _Keeper.on_save
+    saved = Keeper.on_save
 
     def on_save(self, args, state, control, **kwargs):
         saved(self, args, state, control, **kwargs)
@@ -184,7 +184,7 @@ def interrupted(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Call
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Keeper, "on_save", on_save)
+        patch.setattr(Keeper, "on_save", on_save)
         return call(*words)
 
 

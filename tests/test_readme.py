@@ -9,7 +9,7 @@ import typer
 
 from hf_prune import PrunerConfig
 from hf_prune.cli.app import app
-from tests import comparison_list, method_list
+from tests import comparison_list, healing_list, method_list
 from tests.cli.support import call, fast, parses, planted, recipe
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,12 @@ def test_the_readme_lists_every_method() -> None:
     found = re.search(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", README, re.DOTALL)
     assert found is not None, "expected the table between <!-- methods --> and <!-- /methods -->"
     assert found[1] == method_list.render(), "make it anew: python -m tests.method_list"
+
+
+def test_the_readme_lists_every_way_of_healing() -> None:
+    found = re.search(r"<!-- healing -->\n(.*?)\n<!-- /healing -->", README, re.DOTALL)
+    assert found is not None, "expected the tables between <!-- healing --> and <!-- /healing -->"
+    assert found[1] == healing_list.render(), "make them anew: python -m tests.healing_list"
 
 
 def test_table_of_the_comparison() -> None:

@@ -133,6 +133,33 @@ def test_the_records_of_all_rounds(base: Path, tmp_path: Path, quickly: None, mo
     assert go(base, output).repeated and tree(output) == before and len(each) == 2
 
 
+def test_blocks_at_the_gap_against_the_model_of_the_round_before(
+    base: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each, output = record_rounds(monkeypatch), tmp_path / "out"
+    changes = {"method": "auto", "rank": None, "eval_steps": 1}
+    finished = go(base, output, healing=changes, evaluate=False).finished
+    told, last = finished.healing, each[1]
+    assert told is not None and finished.config.healing.method == "seam"
+    for one, blocks in zip(each, (6, 5), strict=True):
+        assert (one.kind, one.settings["loss"], one.settings["teacher"]) == ("weights", "kl", "resident")
+        trained = {int(name.split(".")[2]) for name in one.target_modules}
+        assert len(trained) <= 2 and max(trained) < blocks
+        assert one.curve[0].kl is not None and one.curve[0].step == 0
+    # The original of the second round is what the first has healed, whose loss on the held-out text is known.
+    assert last.held_out.original == pytest.approx(each[0].held_out.merged, rel=1e-3)
+    assert told.held_out.original == each[0].held_out.original
+
+    assert set(told.target_modules) >= set(last.target_modules)
+    assert told.trained_parameters >= last.trained_parameters
+    assert [dataclasses.replace(point, kl=None) for point in last.curve] == list(told.curve)
+    assert told.best_step == last.best_step and told.steps == each[0].steps + last.steps
+    assert told.reused is not None and told.reused == f"Round 1: {each[0].reused} Round 2: {last.reused}"
+    assert "compared with the model that the round before had healed, not with the original" in told.warnings[-1]
+    found = verify(output, original=base, progress=False)
+    assert found.passed, found.table()
+
+
 def test_what_searches_decided_is_told_in_layers_of_the_original(base: Path, tmp_path: Path, quickly: None) -> None:
     plan = go(base, tmp_path / "out", method="greedy-kl", evaluate=False, max_forwards=100).finished.plan
     assert [len(trial.removed) for trial in plan.trials] == [1, 2, 3]

@@ -8,7 +8,7 @@ from hf_prune.errors import ConfigError, PruneError
 
 _INTERRUPTED = 130
 _RESUMABLE = ("run", "demo", "measure", "plan", "prune", "heal", "sweep", "bench-methods")
-_SHARED = ("measure",)
+_SHARED = ("measure", "heal")
 """Commands whose work several processes can share."""
 
 

@@ -2,7 +2,18 @@
 
 import typer
 
-from hf_prune.cli import benching, evaluating, inspecting, publishing, running, spacing, staging, sweeping, verifying
+from hf_prune.cli import (
+    benching,
+    evaluating,
+    exporting,
+    inspecting,
+    publishing,
+    running,
+    spacing,
+    staging,
+    sweeping,
+    verifying,
+)
 
 app = typer.Typer(
     name="hf-prune",
@@ -53,7 +64,9 @@ app.command(
 app.command(
     "heal",
     epilog=_examples(
-        "hf-prune heal pruned --output healed", "hf-prune heal pruned --dataset allenai/c4 --dataset-config en"
+        "hf-prune heal pruned --output healed",
+        "hf-prune heal pruned --dataset allenai/c4 --dataset-config en --heal-tokens 2000000",
+        "hf-prune heal pruned --original org/model --heal-method seam --dataset text.jsonl",
     ),
 )(staging.heal_command)
 app.command(
@@ -103,6 +116,14 @@ app.command(
 app.command(
     "push", epilog=_examples("hf-prune push pruned me/model-pruned", "hf-prune push pruned me/model-pruned --dry-run")
 )(publishing.push_command)
+app.command(
+    "export",
+    epilog=_examples(
+        "hf-prune export healed --to base-adapter --output small",
+        "hf-prune export healed --to nf4 --output healed-nf4",
+        "hf-prune export healed --to base-adapter --dry-run",
+    ),
+)(exporting.export_command)
 space = typer.Typer(rich_markup_mode=None)
 space.callback(
     invoke_without_command=True,

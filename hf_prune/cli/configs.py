@@ -14,7 +14,7 @@ from hf_prune.cli.options import (
     TaskOptions,
     TextOptions,
 )
-from hf_prune.config import EvaluationConfig, PrunerConfig
+from hf_prune.config import EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.slicing.options import SEARCH
 
@@ -74,7 +74,7 @@ def make_config(
         base,
         **changes,
         calibration=dataclasses.replace(base.calibration, **calibration),
-        healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal)),
+        healing=dataclasses.replace(base.healing, **_given(data, "seed"), **_healing(heal, base)),
         evaluation=dataclasses.replace(
             base.evaluation, **_given(data, "seed"), **_evaluation(data), **task_changes(tasks, base.evaluation)
         ),
@@ -96,7 +96,10 @@ def continued(
     from hf_prune.output import Finished
 
     base = Finished.load(folder).config
-    options = _healing(heal) if stage == "healing" else _evaluation(data) | task_changes(tasks, base.evaluation)
+    if stage == "healing":
+        options = _healing(heal, base)
+    else:
+        options = _evaluation(data) | task_changes(tasks, base.evaluation)
     changes = _given(data, *_SOURCE) | options
     return dataclasses.replace(base, **{stage: dataclasses.replace(getattr(base, stage), **changes)})
 
@@ -174,9 +177,32 @@ def _share(text: str) -> float:
         raise ConfigError(f"--slice-base {text!r}; expected '{SEARCH}' or a share such as 0.2") from error
 
 
-def _healing(heal: HealOptions | None) -> dict[str, Any]:
+_OF_TARGET = ("rank", "last_rank", "alpha", "dropout", "use_rslora", "use_dora", "last_blocks", "learning_rate")
+_OF_METHOD = (*_OF_TARGET, "target", "loss", "teacher", "top_k", "warmup_steps", "schedule", "beta2")
+
+
+def _healing(heal: HealOptions | None, base: PrunerConfig) -> dict[str, Any]:
+    """The settings of healing that options change; what a recipe says of another method or target goes with that."""
     names = [] if heal is None else [f.name for f in dataclasses.fields(heal)]
-    return {name.removeprefix("heal_"): value for name, value in _given(heal, *names).items()}
+    given = {name.removeprefix("heal_"): value for name, value in _given(heal, *names).items()}
+    if "report_to" in given:
+        given["report_to"] = tuple(name.strip() for name in given["report_to"].split(",") if name.strip())
+    default = HealingConfig()
+    return {name: getattr(default, name) for name in _stale(given, base)} | given
+
+
+def _stale(given: dict[str, Any], base: PrunerConfig) -> tuple[str, ...]:
+    """Settings of a recipe that mean nothing for the healing method, or the target, that options name."""
+    method = base.healing.method or base.recipe().healing
+    if given.get("method", method) != method:
+        return _OF_METHOD
+    if "target" not in given:
+        return ()
+    from hf_prune.healing.recipes import RECIPES, recipe_for
+    from hf_prune.healing.registries import kind_of
+
+    targets = {given["target"], base.healing.target or RECIPES[recipe_for(method, original=True, seam=True)].target}
+    return _OF_TARGET if len(targets) > 1 and {kind_of(target) for target in targets} != {"adapters"} else ()
 
 
 def _evaluation(data: TextOptions) -> dict[str, Any]:

@@ -33,16 +33,22 @@ def methods_command(
     measures: Annotated[bool, typer.Option("--measures", help="List what --measure takes instead.")] = False,
     planners: Annotated[bool, typer.Option("--planners", help="List what --planner takes instead.")] = False,
     surgeries: Annotated[bool, typer.Option("--surgeries", help="List what --surgery takes instead.")] = False,
+    healing: Annotated[
+        bool, typer.Option("--healing", help="List what --heal-method, --heal-target and --heal-loss take instead.")
+    ] = False,
     talk: ConsoleOptions,
 ) -> None:
     """List the recipes: what goes, what they measure, plan and cut, what that costs, needs and gives."""
     console = Console(talk.quiet, talk.json)
     wishes = {"families": families, "measures": measures, "planners": planners, "surgeries": surgeries}
+    wishes["healing"] = healing
     asked = [f"--{wish}" for wish, given in wishes.items() if given] + ([repr(name)] if name is not None else [])
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)} ask for different lists; give one of them")
     if families:
         _families(console)
+    elif healing:
+        _healing(console)
     elif name is not None:
         _one_method(console, name)
     elif asked:
@@ -59,6 +65,28 @@ def _families(console: Console) -> None:
     )
     if console.as_json:
         console.done("families", {f.title: list(f.model_types) for f in FAMILIES})
+
+
+def _healing(console: Console) -> None:
+    from hf_prune.healing_table import (
+        LOSS_HEADER,
+        RECIPE_HEADER,
+        TARGET_HEADER,
+        described,
+        loss_rows,
+        recipe_rows,
+        target_rows,
+    )
+
+    if console.as_json:
+        console.done("healing", described())
+        return
+    tables = ((recipe_rows(), RECIPE_HEADER), (target_rows(), TARGET_HEADER), (loss_rows(), LOSS_HEADER))
+    console.show("\n\n".join(rows(made, header, WIDTH) for made, header in tables))
+    console.say(
+        "Steps are optimizer steps x sequences x tokens; rates those of models that a paper does not name. A target\n"
+        "may be names of modules, which carry adapters; losses may be mixed: next_token=1,kl=0.5."
+    )
 
 
 def _methods(console: Console) -> None:

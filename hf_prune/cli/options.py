@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from hf_prune.cli.heal_options import HealOptions
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -229,29 +231,6 @@ class TaskOptions:
     chat_template: Annotated[
         bool, _option("Put questions through the tokenizer's chat template.", "--chat-template", panel="Tasks")
     ] = False
-
-
-@dataclass(frozen=True)
-class HealOptions:
-    """How the damage is healed."""
-
-    heal_tokens: Annotated[
-        int | None,
-        _option("Training tokens. Default: the recipe's on a GPU, half an hour's worth on a CPU.", panel="Healing"),
-    ] = None
-    heal_steps: Annotated[int | None, _option("Most optimizer steps. Default: the recipe's.", panel="Healing")] = None
-    heal_rank: Annotated[int | None, _option("LoRA rank. Default: the recipe's.", panel="Healing")] = None
-    heal_target: Annotated[str | None, _option("mlp or all. Default: the recipe's.", panel="Healing")] = None
-    heal_quantize: Annotated[
-        str | None, _option("nf4 (QLoRA), none, or auto: nf4 where bitsandbytes is there.", panel="Healing")
-    ] = None
-    heal_learning_rate: Annotated[float | None, _option("Peak. Default: the recipe's.", panel="Healing")] = None
-    heal_schedule: Annotated[str | None, _option("cosine or linear. Default: the recipe's.", panel="Healing")] = None
-    heal_batch_size: Annotated[int | None, _option("Sequences a step. Default: the recipe's.", panel="Healing")] = None
-    heal_max_length: Annotated[int | None, _option("Tokens a training sequence.", panel="Healing")] = None
-    heal_output: Annotated[
-        str | None, _option("merged (plain weights) or adapter (beside the pruned weights).", panel="Healing")
-    ] = None
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,13 @@ def push_command(
     pushing: PushOptions,
     talk: ConsoleOptions,
 ) -> None:
-    """Push a finished folder by one commit, and compare what the Hub holds with it."""
+    """Push a finished folder, or an export, by one commit, and compare what the Hub holds with it."""
+    from hf_prune.exporting import is_export, push_export
     from hf_prune.output import push_output
 
     console = Console(talk.quiet, talk.json)
-    result = push_output(folder, repo_id, token=token, dry_run=dry_run, **pushing.push_kwargs())
+    push = push_export if is_export(folder) else push_output
+    result = push(folder, repo_id, token=token, dry_run=dry_run, **pushing.push_kwargs())
     verb = "Would push" if dry_run else "Pushed"
     console.done(
         f"{verb} {folder} to {result.repo_id}",

@@ -21,7 +21,7 @@ from hf_prune.cli.options import (
     grouped,
 )
 from hf_prune.config import PrunerConfig
-from hf_prune.records import Plan
+from hf_prune.records import Evaluation, Healing, Plan
 
 Model = Annotated[str, typer.Argument(help="Hub id or folder.", metavar="MODEL")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="New or empty folder. Default: NAME-pruned.")]
@@ -32,7 +32,7 @@ def run_command(
     model: Model,
     *,
     output: Output = None,
-    heal: Annotated[bool, typer.Option("--heal", help="Heal by LoRA / QLoRA after pruning.")] = False,
+    heal: Annotated[bool, typer.Option("--heal", help="Heal after pruning: LoRA / QLoRA, or --heal-method.")] = False,
     push: Annotated[str | None, typer.Option(help="Repo to push the result to.", metavar="REPO")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure original, pruned and healed model.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
@@ -122,13 +122,20 @@ def _run(
             "records": str(result.folder / "pruning"),
             "dropped": list(plan.dropped) or None,
             **_widths(plan),
-            "healing tokens": healing.tokens if healing is not None else None,
+            **({} if healing is None else _healed(healing, result.evaluation)),
             "recovered": f"{recovered:.1%} of the lost nats per token" if recovered is not None else None,
             "reload check": result.finished.reload_level,
             "pushed": result.push.url if result.push is not None else None,
             "commit": result.push.commit if result.push is not None else None,
         },
     )
+
+
+def _healed(healing: Healing, evaluation: Evaluation | None) -> dict[str, Any]:
+    from hf_prune.card_healing import outcome
+
+    facts = {"healing tokens": healing.tokens, "healing seconds": round(healing.seconds)}
+    return facts | outcome(healing, evaluation) | {"healing stopped": healing.stopped}
 
 
 def _widths(plan: Plan) -> dict[str, Any]:

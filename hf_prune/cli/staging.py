@@ -275,43 +275,61 @@ def heal_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New or empty folder. Default: DIR-healed.")
     ] = None,
-    original: Annotated[str | None, typer.Option(help="The model that was pruned; needed to sample text.")] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that was pruned, for losses that compare with it and for sampling text. Default: from the "
+            "records, where they name a commit on the Hub."
+        ),
+    ] = None,
     data: TextOptions,
     healing: HealOptions,
     loading: LoadOptions,
     talk: ConsoleOptions,
 ) -> None:
-    """Heal a pruned folder by LoRA or QLoRA. Interrupted, it goes on when the same command is given again."""
+    """Heal a pruned folder, by LoRA or QLoRA or another recipe (`hf-prune methods --healing`).
+
+    Interrupted, it goes on when the same command is given again. Several processes share each batch when torchrun
+    starts them: torchrun --nproc-per-node 2 -m hf_prune.cli heal ...
+    """
+    from hf_prune.card_healing import outcome
+    from hf_prune.distributed import processes
+    from hf_prune.healable import check_healing
+    from hf_prune.output import Finished
     from hf_prune.pruner import Pruner
     from hf_prune.run_folder import beside, remove, room_for
     from hf_prune.saving import check_output
 
-    console = Console(talk.quiet, talk.json)
-    target = output or Path(f"{folder}-healed")
-    check_output(target)
-    run_folder = beside(target)
-    pruner = Pruner.from_pruned(
-        folder,
-        continued(folder, "healing", data, healing),
-        original=original,
-        run_folder=run_folder,
-        progress=console.progress,
-        **loading.load_kwargs(),
-    )
-    with room_for(run_folder):
-        record = pruner.heal()
-        pruner.save_pretrained(target)
+    with processes() as group:
+        console = Console(talk.quiet or not group.leads, talk.json)
+        target = output or Path(f"{folder}-healed")
+        check_output(target)
+        run_folder = beside(target)
+        config = continued(folder, "healing", data, healing)
+        check_healing(config, Finished.load(folder).plan)  # before the original is fetched
+        pruner = Pruner.from_pruned(
+            folder,
+            config,
+            original=original,
+            run_folder=run_folder if group.leads else None,
+            progress=console.progress,
+            **loading.load_kwargs() | {"device_map": loading.device or group.device()},
+        )
+        with room_for(run_folder):
+            record = pruner.heal(group)
+            if group.leads:
+                pruner.save_pretrained(target)
+    if not group.leads:
+        return
     remove(run_folder)
-    losses = record.held_out
-    after = losses.merged if record.output == "merged" else losses.adapter
     console.done(
         f"Healed {folder}",
         {
             "folder": str(target),
             "tokens": record.tokens,
             "seconds": round(record.seconds),
-            "held-out loss before": f"{losses.pruned:.4f} nats per token",
-            "held-out loss after": f"{after:.4f} nats per token",
+            **outcome(record),
+            "stopped": record.stopped,
             "warnings": list(record.warnings) or None,
         },
     )

@@ -18,7 +18,7 @@ from hf_prune.comparing.standings import ranked
 from hf_prune.comparing.table import CSV_FILE, TABLE_FILE, as_csv, as_markdown
 from hf_prune.config import EvaluationConfig, PrunerConfig
 from hf_prune.errors import ConfigError
-from hf_prune.methods import get_method
+from hf_prune.healable import healing_recipe
 from hf_prune.records import TextUse
 from hf_prune.run_folder import RunFolder, room_for
 from hf_prune.sweeping.early import check_folder, claim, find
@@ -174,7 +174,7 @@ def _compare(
     progress: bool,
 ) -> Comparison:
     names, first_seed = tuple(entry.method for entry in begun.entries), begun.seeds[0]
-    recipe, config = get_method(config.method).healing, with_seed(config, first_seed)
+    recipe, config = healing_recipe(config), with_seed(config, first_seed)
 
     def share(seed: int, first: Shared | None) -> Shared:
         shared = Shared(

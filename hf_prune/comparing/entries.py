@@ -11,8 +11,8 @@ from hf_prune.comparing.allowed import check_forwards
 from hf_prune.comparing.record import AmountOf, Contender
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ArchitectureError, CheckpointError, ConfigError
+from hf_prune.healable import check_healing, healing_recipe
 from hf_prune.methods import METHODS, get_method
-from hf_prune.plan import check_healable
 from hf_prune.records import ModelRef
 from hf_prune.slicing.plan import check_reachable
 from hf_prune.sweeping.amounts import check_texts, config_of, slicing_costs
@@ -130,6 +130,9 @@ def entries(
             "name what it becomes (hf-prune run --method auto --dry-run tells that)"
         )
     amount = amount.or_of(config)
+    if heal and config.healing.method is not None:  # "auto" is one recipe for all
+        settled = dataclasses.replace(config.healing, method=healing_recipe(config))
+        config = dataclasses.replace(config, healing=settled)
     _check_amount_given(config, amount, ref)
     check_texts(config, names)
     found = [_entry(config, amount, name, ref) for name in names]
@@ -197,7 +200,7 @@ def _why_not(config: PrunerConfig, ref: ModelRef, model_config: Any, heal: bool)
             check_amount(config, ref.num_layers, ref.id)
             check_forwards(config, ref)
         if heal:
-            check_healable(config)
+            check_healing(config)
     except (ArchitectureError, CheckpointError, ConfigError) as error:
         return str(error)
     return None

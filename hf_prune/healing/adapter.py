@@ -1,8 +1,7 @@
-"""LoRA adapters: put on a model, taken off as tensors, saved without asking the Hub."""
+"""LoRA and DoRA adapters: put on a model, taken off as tensors, saved without asking the Hub."""
 
 import json
-import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,8 +13,10 @@ from transformers import PreTrainedModel
 from hf_prune import serial
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.config import HealingConfig
+from hf_prune.errors import CheckpointError
 from hf_prune.healing.checkpoint import quiet_peft
-from hf_prune.healing.merge import merge_adapter
+from hf_prune.healing.merge import MAGNITUDE, PREFIX, merge_adapter
+from hf_prune.healing.ranks import Ranks
 from hf_prune.healing.targets import Targets, find_targets
 from hf_prune.healing.trained import State
 from hf_prune.units import Unit
@@ -27,43 +28,62 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def scaling(config: HealingConfig) -> float:
-    """alpha / rank."""
-    assert config.alpha and config.rank
-    return config.alpha / config.rank
+def scaling(config: HealingConfig) -> Callable[[int], float]:
+    """The factor of an adapter by its rank: alpha / rank of the config, with rsLoRA alpha / sqrt(rank)."""
+    return Ranks.of(config).scaling
 
 
 def add_adapter(model: PreTrainedModel, config: HealingConfig, targets: Targets) -> "PeftModel":
     """Put fresh adapters on a model: A random, B zero, so that nothing changes yet; all other weights are frozen.
 
+    With DoRA (https://arxiv.org/abs/2402.09353) the length m of every row of W + s B A is trained as well, and starts
+    as that of W: y = m (W + s B A) x / ||W + s B A||.
+
     Args:
         model: plain or 4-bit model, changed in place.
         config: resolved.
         targets: found in this very model (4-bit copies keep Conv1D weights the other way round).
+
+    Raises:
+        ConfigError: ranks do not grow, or there is no second block for the last one.
+        CheckpointError: DoRA, and a row of a weight holds zeros alone, which has no direction.
     """
     from peft import LoraConfig, get_peft_model
 
     assert config.alpha and config.rank and config.dropout is not None
+    ranks, alphas = Ranks.of(config).patterns(targets)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets.pattern,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         fan_in_fan_out=targets.transposed,
         bias="none",
         task_type="CAUSAL_LM",
     )
     with quiet_peft():
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
+    for name, parameter in adapted.named_parameters() if config.use_dora else ():
+        module, magnitude, _ = name.partition(MAGNITUDE)
+        if magnitude and not parameter.all():
+            raise CheckpointError(
+                f"healing.use_dora: a row of '{module.removeprefix(PREFIX)}' is all zeros; DoRA learns directions, of "
+                "which it has none. Leave use_dora out"
+            )
+    return adapted
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA beside linear maps of the blocks; see `Trainable`."""
+    """LoRA or DoRA beside linear maps of the blocks; see `Trainable`."""
 
     kind: ClassVar[Literal["adapters"]] = "adapters"
 
-    where: Literal["mlp", "all"]
+    where: str
     silent: tuple[Unit, ...]
     names: tuple[str, ...]
     lowest: int
@@ -71,7 +91,7 @@ class Adapters:
     keep_whole: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, decoder: Decoder, where: Literal["mlp", "all"], silent: Collection[Unit] = ()) -> "Adapters":
+    def of(cls, decoder: Decoder, where: str, silent: Collection[Unit] = ()) -> "Adapters":
         """Adapters on the maps that `find_targets` finds.
 
         Args:
@@ -81,11 +101,10 @@ class Adapters:
 
         Raises:
             ArchitectureError: the blocks hold no linear map that could carry an adapter.
+            ConfigError: a name stands for none of them.
         """
         found = find_targets(decoder, where, silent)
-        carrying = [name for name, _ in decoder.model.named_modules() if re.fullmatch(found.pattern, name)]
-        lowest = min(int(name.removeprefix(f"{decoder.blocks_path}.").partition(".")[0]) for name in carrying)
-        return cls(where, tuple(silent), found.names, lowest, found.warning)
+        return cls(where, tuple(silent), found.names, min(found.positions.values()), found.warning)
 
     def begin(self, model: PreTrainedModel, config: HealingConfig) -> "PeftModel":
         """See `Trainable.begin`."""

@@ -15,23 +15,29 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from hf_prune.config import HealingConfig
 from hf_prune.errors import CheckpointError, ConfigError, DataError
+from hf_prune.healing.registries import kind_of
 from hf_prune.samples import Samples
 
 _SAMPLED = 256
 
 
 def check_config(config: HealingConfig) -> None:
-    """Refuse settings that were not resolved.
+    """Refuse settings that were not resolved, and an adapter of what trains none.
 
     Raises:
-        ConfigError: a setting that `recipes.resolve` fills is None.
+        ConfigError: a setting that `settings.resolve` fills is None, or output="adapter" with weights as target.
     """
-    lora = ("rank", "alpha", "dropout", "target", "loss")
-    optimizer = ("learning_rate", "warmup_steps", "schedule", "beta2", "batch_size", "micro_batch_size")
-    length = ("steps", "tokens", "max_length", "save_steps")
-    missing = [name for name in (*lora, *optimizer, *length) if getattr(config, name) is None]
+    what = ("target", "loss", *(("rank", "alpha", "dropout") if kind_of(config.target or "mlp") == "adapters" else ()))
+    optimizer = ("learning_rate", "warmup_steps", "schedule", "beta2", "recompute", "batch_size", "micro_batch_size")
+    length = ("steps", "tokens", "max_length", "eval_steps", "save_steps")
+    missing = [name for name in (*what, *optimizer, *length) if getattr(config, name) is None]
     if missing:
-        raise ConfigError(f"healing settings {missing} are None; expected values: call recipes.resolve first")
+        raise ConfigError(f"healing settings {missing} are None; expected values: call settings.resolve first")
+    if config.output == "adapter" and kind_of(str(config.target)) == "weights":
+        raise ConfigError(
+            f"healing.output='adapter', and target '{config.target}' trains weights themselves: there is no adapter. "
+            "Take output 'merged', or target 'mlp' or 'all'"
+        )
 
 
 def check_samples(samples: Samples, held_out: Samples, config: HealingConfig, vocabulary: int) -> None:
@@ -175,6 +181,19 @@ def load(
     wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if wrong:
         raise CheckpointError(f"{folder.name} does not load whole: {wrong}; the checkpoint is damaged, prune again")
+    return model
+
+
+def blank(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The pruned model without its weights, on the meta device.
+
+    Args:
+        folder: complete stock checkpoint.
+        trust_remote_code: whether to run code from the folder.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 

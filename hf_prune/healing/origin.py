@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from hf_prune.loading import Source
 from hf_prune.units import Unit
 
 
@@ -18,8 +19,10 @@ class Origin:
         changed: positions in the pruned model of blocks that surgery has written into.
         silent: parts of the pruned model that write nothing, and are to stay so.
         patched: positions in the pruned model of blocks that a map of the stream stands behind.
-        load: gives the original model; None where it is not at hand.
+        load: gives the original model, which is somebody else's and must stay as it is; None where it is not at hand.
+        source: gives the original's files; None, or giving None, where it lies in none.
         key: stands for the original's weights; what was computed with other weights has another one.
+        replaced: positions in the pruned model of blocks that stand in for what went, with fitted tensors.
     """
 
     kept: tuple[int, ...]
@@ -28,7 +31,9 @@ class Origin:
     silent: tuple[Unit, ...] = ()
     patched: tuple[int, ...] = ()
     load: Callable[[], PreTrainedModel] | None = None
+    source: Callable[[], Source | None] | None = None
     key: str = ""
+    replaced: tuple[int, ...] = ()
 
     @property
     def seams(self) -> tuple[int, ...]:
@@ -39,5 +44,6 @@ class Origin:
     @property
     def same_below(self) -> int:
         """Blocks at the start that are the original's own, untouched by surgery."""
-        touched = {unit.layer for unit in self.silent} | set(self.changed) | {at + 1 for at in self.patched}
+        # A map of the stream is part of the block that it stands behind.
+        touched = {unit.layer for unit in self.silent} | {*self.changed, *self.patched, *self.replaced}
         return min([*touched, *self.seams, len(self.kept)])

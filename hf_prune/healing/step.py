@@ -12,7 +12,7 @@ from hf_prune.architecture import Decoder
 from hf_prune.config import HealingConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.origin import Origin
-from hf_prune.healing.prefix import Inputs, Prefix, capturing, entering
+from hf_prune.healing.prefix import Inputs, Prefix, capturing, entering, freeze_below
 from hf_prune.healing.registries import loss as registry
 from hf_prune.healing.rows import MODEL_INPUTS
 from hf_prune.healing.view import TeacherView, View
@@ -84,8 +84,10 @@ class Step:
         losses: the terms.
         positions: where hidden states are compared.
         teacher: the original, where a term needs it.
+        frozen: blocks below all that is trained; they and the embeddings run without dropout.
         prefix: where hidden states behind the frozen prefix come from; None lets the model compute them.
         tuples: whether the model's blocks return tuples; matters with a prefix alone.
+        seams: those of the positions that stand behind a gap.
     """
 
     def __init__(
@@ -95,11 +97,14 @@ class Step:
         *,
         positions: tuple[int, ...] = (),
         teacher: Teacher | None = None,
+        frozen: int = 0,
         prefix: Prefix | None = None,
         tuples: bool = False,
+        seams: tuple[int, ...] = (),
     ) -> None:
         self.decoder, self.losses, self.positions = decoder, tuple(losses), positions
-        self.teacher, self.prefix, self._tuples = teacher, prefix, tuples
+        self.teacher, self.frozen, self.prefix, self._tuples = teacher, frozen, prefix, tuples
+        self.seams = tuple(at for at in seams if at in positions)
 
     def view(self, model: nn.Module, inputs: Inputs) -> View:
         """What pruned and original model make of a micro-batch.
@@ -112,9 +117,14 @@ class Step:
         depth = 0 if self.prefix is None else self.prefix.depth
         hidden = None if self.prefix is None else self.prefix.hidden(inputs, teacher)
         given: dict[str, Any] = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        with entering(self.decoder, depth, hidden, self._tuples), capturing(self.decoder, self.positions) as states:
+        looked_at = self.positions if self.prefix is None or hidden is not None else (*self.positions, depth)
+        freeze_below(self.decoder, self.frozen)
+        with entering(self.decoder, depth, hidden, self._tuples), capturing(self.decoder, looked_at) as states:
             logits = model(**given, use_cache=False).logits
-        return View(logits, inputs["labels"], states, teacher)
+        if self.prefix is not None and hidden is None:
+            self.prefix.keep(inputs, states[depth])
+        compared = {position: states[position] for position in self.positions}
+        return View(logits, inputs["labels"], compared, teacher, self.seams)
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, dict[str, float]]:
         """The weighted sum of all terms over the positions that count, and each term's own sum.

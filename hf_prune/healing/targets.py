@@ -1,16 +1,17 @@
 """Which linear maps carry adapters."""
 
+import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_prune.architecture import Decoder
 from hf_prune.architecture.sublayers import part_modules
-from hf_prune.errors import ArchitectureError
+from hf_prune.errors import ArchitectureError, ConfigError
+from hf_prune.healing.registries import trainable
 from hf_prune.units import Unit
 
 # Parts of a block's dotted names. Attention, state space and convolution layers mix tokens; routers choose experts
@@ -19,6 +20,11 @@ _MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|temporal", re.IGNORECA
 _ROUTER = re.compile(r"router|^gate$|^shared_expert_gate$", re.IGNORECASE)
 # The residual's own linear map, around attention or MLP, in the blocks of sliced models.
 _SHORTCUT = re.compile(r"^(.*_)?shortcut$")
+
+_KINDS = ("mlp", "all")
+
+_NEAREST = 3
+"""Names that are suggested in place of an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +36,29 @@ class Targets:
         pattern: regular expression that matches the full names of these modules and of nothing else.
         transposed: whether they are Conv1D, with weights of shape (inputs, outputs), as in GPT-2; shortcuts aside,
             which are nn.Linear in every sliced model.
+        blocks_path: of the decoder.
+        positions: full name of each of these modules -> position of its block.
         warning: sentence where these are not what was asked for.
     """
 
     names: tuple[str, ...]
     pattern: str
     transposed: bool
+    blocks_path: str
+    positions: dict[str, int]
     warning: str | None = None
 
 
-def find_targets(decoder: Decoder, kind: Literal["mlp", "all"], silent: Collection[Unit] = ()) -> Targets:
+def find_targets(decoder: Decoder, kind: str, silent: Collection[Unit] = ()) -> Targets:
     """Find the linear maps inside the blocks, by what they are and where they sit.
 
     "mlp" means every linear map outside of attention (and other token mixers), "all" means those as well; routers
     never count. The shortcuts of a sliced model belong to neither attention nor MLP, whatever they are called after:
     they are the residual's own map, and "all" alone adapts them. Experts that are fused into one tensor are no linear
     maps and get no adapter; where a model has no other MLP, the adapters go to attention instead, with a warning.
-    Parts that were silenced get none: what an adapter adds to a weight of zeros would let them speak again.
+    Anything else is read as names with commas between, such as "q_proj,mlp.down_proj": each means the maps whose
+    dotted names end in these parts. Parts that were silenced get none: what an adapter adds to a weight of zeros would
+    let them speak again.
 
     Args:
         decoder: the model.
@@ -55,14 +67,18 @@ def find_targets(decoder: Decoder, kind: Literal["mlp", "all"], silent: Collecti
 
     Raises:
         ArchitectureError: the blocks hold no linear map that could carry an adapter.
+        ConfigError: a name stands for none of them.
     """
     quiet = quiet_modules(decoder, silent)
     linears = _linears(decoder, quiet)
     branches = [name for name in linears if not is_shortcut(name)]
     mlp = [name for name in branches if not any(_MIXER.search(part) for part in name.split("."))]
-    names = mlp if kind == "mlp" else list(linears)
     warning = None
-    fused = _fused_experts(decoder)
+    fused = _fused_experts(decoder) if kind in _KINDS else []
+    if kind in _KINDS:
+        names = mlp if kind == "mlp" else list(linears)
+    else:
+        names = _named(decoder, kind, linears, bool(quiet)) if linears else []
     if fused:
         share = "all of its" if not mlp else "some of its"
         warning = (
@@ -86,7 +102,22 @@ def find_targets(decoder: Decoder, kind: Literal["mlp", "all"], silent: Collecti
     pattern = rf"{re.escape(decoder.blocks_path)}\.\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
     if quiet:
         pattern = rf"(?!(?:{'|'.join(map(re.escape, quiet))})(?:\.|$)){pattern}"
-    return Targets(tuple(sorted(names)), pattern, True in kinds, warning)
+    positions = {
+        full: at
+        for at, block in enumerate(decoder.blocks)
+        for name, _ in block.named_modules()
+        if re.fullmatch(pattern, full := f"{decoder.block_prefix(at)}{name}")
+    }
+    return Targets(tuple(sorted(names)), pattern, True in kinds, decoder.blocks_path, positions, warning)
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """How many numbers a linear map, plain or 4-bit, gives and takes: (outputs, inputs)."""
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return outputs, inputs
+    assert isinstance(module, nn.Linear)
+    return module.out_features, module.in_features
 
 
 def quiet_modules(decoder: Decoder, silent: Collection[Unit]) -> list[str]:
@@ -106,6 +137,26 @@ def quiet_modules(decoder: Decoder, silent: Collection[Unit]) -> list[str]:
 def is_shortcut(name: str) -> bool:
     """Whether a dotted name is that of a sliced model's shortcut (`attn_shortcut`, `mlp_shortcut`, `shortcut`)."""
     return _SHORTCUT.match(name.rpartition(".")[2]) is not None
+
+
+def _named(decoder: Decoder, kind: str, linears: Collection[str], silenced: bool) -> list[str]:
+    """The linear maps that a list of names stands for."""
+    wanted = [part.strip() for part in kind.split(",")]
+    found = {part: [name for name in linears if f".{name}".endswith(f".{part}")] for part in wanted if part}
+    unknown = next((part for part in wanted if not found.get(part)), None)
+    if unknown is None:
+        return list(dict.fromkeys(name for part in wanted for name in found[part]))
+    registered = [entry.name for entry in trainable] if len(wanted) == 1 else []
+    last = [name.rpartition(".")[2] for name in (*linears, unknown)]
+    known = list(dict.fromkeys([*registered, *last[:-1], *linears]))
+    close = difflib.get_close_matches(unknown, known, n=_NEAREST) or difflib.get_close_matches(last[-1], known, n=1)
+    nearest = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    choices = f"one of {', '.join(registered)}, or " if registered else ""
+    raise ConfigError(
+        f"healing.target='{kind}': '{unknown}' is no linear map in the blocks of '{decoder.name}' that can carry "
+        f"adapters.{nearest} Expected {choices}names with commas between of: {', '.join(sorted(linears))}"
+        + (" (parts that were silenced carry none)" if silenced else "")
+    )
 
 
 def _linears(decoder: Decoder, quiet: Collection[str]) -> dict[str, bool]:

@@ -13,21 +13,32 @@ State = dict[str, torch.Tensor]
 
 
 class Trainable(Protocol):
-    """What a registered healing target chooses in one model.
+    """What a healing target chooses in one model."""
 
-    Attributes:
-        kind: adapters beside the weights, or weights themselves.
-        names: of what is trained, for the record: module names within a block, or whole tensor names.
-        lowest: position of the lowest block that holds something trained; 0 also where the embeddings do.
-        warning: sentence where this is not what was asked for.
-        keep_whole: names of modules that must not be quantized, as they are trained.
-    """
+    @property
+    def kind(self) -> Literal["adapters", "weights"]:
+        """Adapters beside the weights, or weights themselves."""
+        ...
 
-    kind: Literal["adapters", "weights"]
-    names: tuple[str, ...]
-    lowest: int
-    warning: str | None
-    keep_whole: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is trained, for the record: module names within a block, or whole tensor names."""
+        ...
+
+    @property
+    def lowest(self) -> int:
+        """Position of the lowest block that holds something trained; 0 also where the embeddings do."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """Sentence where this is not what was asked for."""
+        ...
+
+    @property
+    def keep_whole(self) -> tuple[str, ...]:
+        """Names of modules that must not be quantized, as they are trained."""
+        ...
 
     def begin(self, model: PreTrainedModel, config: HealingConfig) -> Any:
         """Make a loaded model, plain or 4-bit, ready to be trained: all else is frozen. Changes it in place."""

@@ -1,37 +1,40 @@
-"""The training loop: Transformers' Trainer, with checkpoints that a killed run can trust."""
+"""The training loop: what it is given, from where it goes on, when it stops, and what it tells."""
 
-import json
 import logging
-import math
-import signal
-import threading
-import time
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
-from hf_prune import serial
 from hf_prune.config import HealingConfig
-from hf_prune.errors import MeasureError
+from hf_prune.distributed import ALONE, Group
+from hf_prune.errors import MeasureError, PruneError
+from hf_prune.healing.arguments import training_arguments
+from hf_prune.healing.bar import Bar
+from hf_prune.healing.cost import TrainingCost
+from hf_prune.healing.curve import curve_of, overfit
+from hf_prune.healing.keeper import (
+    TRAINED,
+    Keeper,
+    checkpoint_at,
+    last_checkpoint,
+    remove_cut_off,
+    seconds_of,
+    state_of,
+)
+from hf_prune.healing.loop import HealingTrainer, Judge
+from hf_prune.healing.out_of_memory import saying_what_to_lower
+from hf_prune.healing.reporting import log_into
 from hf_prune.healing.rows import Rows, collate
 from hf_prune.healing.step import Step
 from hf_prune.healing.trained import Trainable
-from hf_prune.progress import tqdm
+from hf_prune.healing.work import LOGS
+from hf_prune.records import CurvePoint
 
 log = logging.getLogger(__name__)
-
-_COMPLETE = "complete.json"
-"""Written into a checkpoint after everything else: a checkpoint without it was cut off and is not used."""
-
-_TRAINED = "trained.safetensors"
-"""What is trained, alone; the rest of the model is where it came from."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Trained:
         seconds: in the loop.
         loss: mean training loss since the last but one log, nats per token.
         epochs: passes over the text.
+        curve: the held-out figures on the way, the untrained model first.
+        best_step: steps behind the weights that were taken; None where the last ones were.
+        stopped: why training ended before its time, one sentence; None where it did not.
+        notes: sentences for report and card.
     """
 
     steps: int
@@ -51,6 +58,10 @@ class Trained:
     seconds: float
     loss: float
     epochs: float
+    curve: tuple[CurvePoint, ...] = ()
+    best_step: int | None = None
+    stopped: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -65,16 +76,26 @@ def train(
     device: torch.device,
     autocast: bool,
     recompute: bool,
+    judge: Judge,
+    cost: TrainingCost,
     progress: bool,
+    quantized: bool = False,
+    group: Group = ALONE,
 ) -> Trained:
     """Train `model` in place, from the last whole checkpoint in `folder` where there is one.
 
-    AdamW without weight decay, linear warm-up, then along `config.schedule` to zero, gradients clipped at norm 1. A
-    continued run ends with the same tensors, to the bit on a CPU, as one that was never stopped: order of the data,
-    dropout and optimizer come from the checkpoint. Seeds Python's, NumPy's and torch's global random numbers with
-    `config.seed`.
+    AdamW (or `config.optimizer`) without weight decay, linear warm-up, then along `config.schedule` to zero, gradients
+    clipped at norm 1. A continued run ends with the same tensors, to the bit on a CPU, as one that was never stopped:
+    order of the data, dropout, optimizer and patience come from the checkpoint. Seeds Python's, NumPy's and torch's
+    global random numbers with `config.seed`.
 
-    The first Ctrl-C finishes the step, writes a checkpoint and raises; a second one raises at once.
+    The held-out text is measured before the first step, every `config.eval_steps` and at the end. With
+    `config.patience`, a checkpoint belongs to each measurement (in place of `config.save_steps`), training stops after
+    so many without a gain, and the best weights are taken. Without it the last ones are: the learning rate has fallen
+    to zero on them, and the held-out figures stay those of weights that were not chosen by them.
+
+    The first Ctrl-C finishes the step, writes a checkpoint and raises; a second one raises at once. What goes wrong
+    leaves the checkpoints that there are.
 
     Args:
         model: from `chosen.begin`.
@@ -87,205 +108,136 @@ def train(
         device: where the model is.
         autocast: whether matrix products run in bfloat16.
         recompute: whether activations are computed again in the backward pass, to save memory.
+        judge: measures on held-out text.
+        cost: of the run.
         progress: whether to show a bar.
+        quantized: whether the weights are in 4 bits.
+        group: the processes that train together: each takes its share of every batch, process 0 measures and writes.
 
     Raises:
-        MeasureError: the loss is not finite.
+        ConfigError: stop_on="kl", and the judge knows no divergence; or a batch cannot be shared evenly.
+        MeasureError: the loss, or a trained tensor, is not finite; or training diverges (see `curve.exploded`).
+        PruneError: out of memory.
         KeyboardInterrupt: Ctrl-C.
     """
-    keeper = _Keeper()
-    trainer = _trainer(model, chosen, step, rows, config, steps, folder, device, autocast, recompute, keeper)
+    if group.leads:
+        remove_cut_off(folder)
+    checkpoint = group.share(lambda: last_checkpoint(folder))
+    keeper = Keeper(seconds_of(checkpoint) if checkpoint else 0.0, group)
+    if checkpoint is not None:
+        log.info("continuing from %s", checkpoint.name)
+        state = state_of(checkpoint)
+        if state["global_step"] >= steps or _out_of_patience(state):
+            # Trainer would do one more step on a finished run.
+            taken = checkpoint_at(folder, _taken(state, config))
+            chosen.restore(model, load_file(taken / TRAINED))
+            return _result(state, steps, keeper.seconds_before, config)
+    arguments = training_arguments(rows, config, steps, folder, device, autocast, recompute, group, checkpoint is None)
+    callbacks: list[TrainerCallback] = [keeper]
+    if config.patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    trainer = HealingTrainer(
+        chosen,
+        step,
+        judge,
+        cost,
+        group,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+        callbacks=callbacks,
+    )
+    log_into(trainer.callback_handler.callbacks, folder.parent / LOGS)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if progress:
-        trainer.add_callback(_Bar())
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is not None:
-        keeper.seconds_before = json.loads((checkpoint / _COMPLETE).read_text())["seconds"]
-        log.info("continuing from %s", checkpoint.name)
-    if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
-        # Trainer would do one more step on a finished run.
-        chosen.restore(model, load_file(checkpoint / _TRAINED))
-        return _result(json.loads((checkpoint / "trainer_state.json").read_text()), keeper.seconds_before)
+    if progress and group.leads:
+        trainer.add_callback(Bar(_next_token(step)))
     try:
-        with keeper.listening():
+        with keeper.listening(), saying_what_to_lower(config, recompute=recompute, quantized=quantized):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if keeper.interrupted:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        kept = last_checkpoint(folder)
-        log.warning(
-            "healing was interrupted; %s. Run the same command again to go on",
-            f"{kept.name} is kept in {folder}" if kept else "no checkpoint was written yet",
-        )
+        log.warning("healing was interrupted; %s. Run the same command again to go on", _kept(folder))
         raise
-    return _result(vars(trainer.state), keeper.seconds_saved)
+    except MeasureError as error:
+        raise MeasureError(_what_stopped(trainer, config, steps, folder, error)) from error
+    except PruneError as error:
+        raise type(error)(
+            f"healing stopped at step {trainer.state.global_step} of {steps}: {error}. "
+            f"{_kept(folder).capitalize()}: the same settings go on from it, other settings start anew"
+        ) from error
+    return _result(vars(trainer.state), steps, keeper.seconds_saved, config)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def _next_token(step: Step) -> str | None:
+    """The name that the log has for the training loss of the next token, where it is trained against."""
+    terms = {term.name: term.weight for term in step.losses}
+    if terms == {"next_token": 1.0}:
+        return "loss"
+    return "loss_next_token" if "next_token" in terms and len(terms) > 1 else None
 
 
-def _trainer(
-    model: torch.nn.Module,
-    chosen: Trainable,
-    step: Step,
-    rows: Rows,
-    config: HealingConfig,
-    steps: int,
-    folder: Path,
-    device: torch.device,
-    autocast: bool,
-    recompute: bool,
-    keeper: "_Keeper",
-) -> Trainer:
-    assert config.batch_size and config.micro_batch_size and config.learning_rate and config.save_steps
-    assert config.warmup_steps is not None and config.schedule and config.beta2 is not None
-    micro = min(config.micro_batch_size, len(rows))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=min(config.warmup_steps, steps),
-        adam_beta2=config.beta2,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        bf16=autocast,
-        activation_checkpointing=recompute,
-        activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
-        logging_steps=max(1, min(config.save_steps, steps // 50)),
-        logging_nan_inf_filter=False,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        include_num_input_tokens_seen="non_padding",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=device.type == "cpu",
-        # An incomplete last batch of each pass is left out, so that every step has its full size.
-        dataloader_drop_last=len(rows) >= micro,
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        push_to_hub=False,
+def _kept(folder: Path) -> str:
+    last = last_checkpoint(folder)
+    return f"{last.name} is kept in {folder}" if last else "no checkpoint was written yet"
+
+
+def _what_stopped(
+    trainer: HealingTrainer, config: HealingConfig, steps: int, folder: Path, error: MeasureError
+) -> str:
+    """Where training met numbers that mean nothing, and what to do."""
+    at = trainer.state.global_step
+    if at == 0:
+        return f"healing stopped before its first step: {error}"
+    assert trainer.lr_scheduler is not None
+    rate = trainer.lr_scheduler.get_last_lr()[0]
+    said = (
+        f"healing stopped at step {at} of {steps} (learning rate {rate:.3g}, at its peak {config.learning_rate:.3g}): "
+        f"{error}. Lower healing.learning_rate, with which training starts anew; {_kept(folder)}"
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # the model sits on one device; without this Trainer would copy it to all of them
-    return _Trainer(
-        chosen, step, model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper]
+    if last_checkpoint(folder) is None:
+        return said
+    return f"{said}, but the same settings would go on from there and most likely come to the same"
+
+
+def _out_of_patience(state: dict[str, Any]) -> bool:
+    stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
+    if stopping is None:
+        return False
+    counted = stopping["attributes"]["early_stopping_patience_counter"]
+    return bool(counted >= stopping["args"]["early_stopping_patience"])
+
+
+def _taken(state: dict[str, Any], config: HealingConfig) -> int:
+    """The step whose weights are taken."""
+    return int(state["global_step"] if config.patience is None else state["best_global_step"])
+
+
+def _result(state: dict[str, Any], steps: int, seconds: float, config: HealingConfig) -> Trained:
+    history, done, taken = state["log_history"], state["global_step"], _taken(state, config)
+    notes = [overfit(history, taken)]
+    if config.patience is not None:
+        notes.append(
+            f"The weights of step {taken} were taken as the best by the held-out {config.stop_on}: on that text they "
+            "look a little better than they are."
+        )
+    stopped = None
+    if done < steps:
+        stopped = (
+            f"The held-out {config.stop_on} did not fall in {config.patience} measurements in a row: training stopped "
+            f"at step {done} of {steps}, and the weights of step {taken} were taken."
+        )
+    return Trained(
+        steps=done,
+        tokens=int(state["num_input_tokens_seen"]),
+        seconds=seconds,
+        loss=[entry["loss"] for entry in history if "loss" in entry][-1],
+        epochs=state["epoch"],
+        curve=curve_of(history),
+        best_step=None if taken == done else taken,
+        stopped=stopped,
+        notes=tuple(note for note in notes if note),
     )
-
-
-def _result(state: dict[str, Any], seconds: float) -> Trained:
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    return Trained(state["global_step"], int(state["num_input_tokens_seen"]), seconds, losses[-1], state["epoch"])
-
-
-class _Trainer(Trainer):
-    """Trainer with the loss of `Step`, whose checkpoints hold what is trained alone.
-
-    Args:
-        chosen: what is trained.
-        step: the loss of a micro-batch.
-        kwargs: of Trainer.
-    """
-
-    def __init__(self, chosen: Trainable, step: Step, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._chosen, self._step, self._trainee = chosen, step, kwargs["model"]
-        # Labels are told apart from ids by `Step`, which sums; Trainer is to count them as they are.
-        self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The mean over the positions of a whole optimizer step, of which this micro-batch is a part."""
-        total, _ = self._step(model, inputs)
-        assert num_items_in_batch is not None
-        loss = total / num_items_in_batch
-        return loss * self.accelerator.num_processes  # the mean of all processes is taken of gradients
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._chosen.state(self._trainee), folder / _TRAINED)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        self._chosen.restore(self._trainee, load_file(Path(resume_from_checkpoint) / _TRAINED))
-
-
-class _Keeper(TrainerCallback):
-    """Marks whole checkpoints, counts seconds over sessions, stops on NaN, turns Ctrl-C into a checkpoint."""
-
-    def __init__(self) -> None:
-        self.seconds_before = 0.0
-        self.seconds_saved = 0.0
-        self.interrupted = False
-        self._started = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-        # A log before each checkpoint: the mean of a continued run then starts where the checkpoint ends.
-        control.should_log = control.should_log or control.should_save
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise MeasureError(
-                f"the training loss is {loss} at step {state.global_step} (learning rate {args.learning_rate:g}); "
-                "expected a finite number. Lower healing.learning_rate"
-            )
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.seconds_saved = self.seconds_before + time.perf_counter() - self._started
-        serial.write_text(folder / _COMPLETE, json.dumps({"seconds": self.seconds_saved}))
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catch the first Ctrl-C (signals reach Python's main thread only; elsewhere nothing changes)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: types.FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            log.warning("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-class _Bar(TrainerCallback):
-    """One line on stderr: steps, time left, loss. (Trainer's own bar writes its logs to stdout.)"""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="healing", unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()

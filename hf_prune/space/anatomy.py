@@ -247,9 +247,11 @@ def _healing(records: Finished) -> Rows:
     if healing is None:
         return ()
     facts = card_healing.facts(healing, healing.output)
+    folded = card_healing.folded(healing.target_modules)
+    kind = "parameters" if healing.kind == "weights" else "adapter parameters"
     rows = [
         ("How", f"{facts['name']}, {one_line(facts['quantization'], 60)}"),
-        ("Trained", f"{facts['parameters']} adapter parameters in {one_line(', '.join(healing.target_modules), 300)}"),
+        ("Trained", f"{facts['parameters']} {kind} in {one_line(', '.join(folded), 300)}"),
         ("For", f"{facts['steps']} steps, {facts['tokens']} tokens, {facts['duration']}"),
         ("On", f"{one_line(facts['hardware'], 100)}; {text_words(healing.data)}"),
         ("Shipped as", "merged weights" if healing.output == "merged" else "an adapter beside the pruned weights"),

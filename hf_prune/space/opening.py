@@ -16,6 +16,7 @@ from hf_prune.checkpoint import check_checkpoint
 from hf_prune.errors import CheckpointError, ConfigError, PruneError
 from hf_prune.healing.adapter import CONFIG, WEIGHTS
 from hf_prune.healing.merge import merge_adapter
+from hf_prune.healing.ranks import Ranks
 from hf_prune.output import ADAPTER
 from hf_prune.records import Healing, ModelRef
 from hf_prune.space import disk, settings
@@ -134,5 +135,4 @@ def _heal(model: PreTrainedModel, folder: Path, healing: Healing, name: str) -> 
     check = check_healing(folder.parent, model, healing)
     if check.status != "pass" or not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"the adapter of '{name}' is not the one of its records: {check.reason or 'none there'}")
-    config = serial.read_json(folder / CONFIG)
-    merge_adapter(model, load_file(folder / WEIGHTS), config["lora_alpha"] / config["r"])
+    merge_adapter(model, load_file(folder / WEIGHTS), Ranks.recorded(healing.settings).scaling)

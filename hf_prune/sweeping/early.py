@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from hf_prune import healing, loading
+from hf_prune import loading
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import CheckpointError, OutputError
 from hf_prune.evaluation.task_loading import check_tasks
+from hf_prune.healing.early import check_settings
 from hf_prune.models import load_kwargs, name_given
 from hf_prune.records import ModelRef
 from hf_prune.run_folder import RunFolder
@@ -117,7 +118,7 @@ def find(
     kwargs = load_kwargs(dtype, device_map, trust_remote_code)
     check_tasks(config.evaluation)
     if heal:
-        healing.require(config.healing.quantize)
+        check_settings(config.healing, config.recipe().healing)
     source, model_config = loading.locate(
         model_id,
         revision=revision,

@@ -13,6 +13,7 @@ from hf_prune.architecture.decoder import first_device
 from hf_prune.config import EvaluationConfig, HealingConfig, PrunerConfig
 from hf_prune.evaluation.stage import Judge, text_name
 from hf_prune.evaluation.task_loading import check_tasks
+from hf_prune.healable import healing_recipe
 from hf_prune.loading import Source
 from hf_prune.records import Environment, ModelEvaluation, TextUse
 from hf_prune.run_folder import RunFolder
@@ -163,7 +164,7 @@ class Shared:
 
     def healing_of(self, config: PrunerConfig) -> str:
         """The recipe that a method is healed by."""
-        return self._healing or config.recipe().healing
+        return self._healing or healing_recipe(config)
 
     def texts(self, recipe: str | None) -> dict[str, TextUse]:
         """Which texts these are, by what they are for; those of healing where its recipe is given."""

@@ -52,6 +52,7 @@ _BENCHMARKS: dict[str, Callable[[Namespace], Any]] = {
     "pruned-speed": lambda given: _module("pruned_speed").main(),
     "scaling": lambda given: _module("scaling").main(),
     "observers": lambda given: _module("observers").main(given.small),
+    "healing": lambda given: _module("healing").main(given.small),
     "searching": lambda given: _module("searching").main(given.small),
     "gpu": lambda given: _module("gpu").main(scratch=given.scratch),
 }
@@ -95,7 +96,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints that go again; 45 GB for the large ones")
     parser.add_argument("--mergekit", type=Path, metavar="DIR", help="environment with mergekit; made where it is not")
     parser.add_argument("--sequences", type=int, help="of the text that is measured from a stream; default: 64")
-    parser.add_argument("--small", action="store_true", help="small models to stream and to search, in seconds")
+    parser.add_argument("--small", action="store_true", help="small models to stream, search and heal, in seconds")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write NAME.json into it for each, as in results/")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table as well")
     given = parser.parse_args()

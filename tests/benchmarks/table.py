@@ -215,6 +215,50 @@ def _scaling(found: Figures) -> list[Row]:
     return rows
 
 
+def _healing(found: Figures) -> list[Row]:
+    shape, rows = found["model"], []
+    model = f"random Llama, {shape['layers']} blocks of width {shape['width']}, {found['dtype']}"
+    for vocabulary, row in found["LoRA on all blocks"].items():
+        low, high = row["ratio (min, max)"]
+        rows.append(
+            Row(
+                "healing, tokens/s / a plain loop of PEFT and Trainer",
+                f"{row['ratio (median of pairs)']:.2f} ({low:.2f}–{high:.2f}), {row['tokens/s']:,.0f} tokens/s",
+                f"{model}, vocabulary {int(vocabulary):,}, LoRA on all blocks; at most "
+                f"{_size(row['memory above imports'])} and {_size(row['memory above imports of the plain loop'])}",
+                "≥ 1.0",
+            )
+        )
+    kept = f"{found['bytes a stored token']:,} bytes a token"
+    for vocabulary, kinds in found["last third"].items():
+        for what, row in kinds.items():
+            even = row["passes to break even"]
+            memory = row["memory above imports"]
+            rows.append(
+                Row(
+                    f"its frozen prefix stored / computed each time, last third trained ({what})",
+                    f"{row['ratio']:.2f}, "
+                    + ("does not break even" if even is None else f"breaks even after {even:.1f} passes"),
+                    f"vocabulary {int(vocabulary):,}, {found['passes']} passes, the first of which stores ({kept}); "
+                    f"operations allow {row['ideal by operations']:.2f}, the head takes "
+                    f"{100 * row['share of the head in all operations']:.0f} % of them; at most "
+                    f"{_size(memory['store'])} and {_size(memory['recompute'])}",
+                    "≥ 1.5",
+                )
+            )
+    for what, row in found["last third, KL to the original in memory"].items():
+        memory = row["memory above imports"]
+        rows.append(
+            Row(
+                f"its frozen prefix computed by the original for both, KL, last third trained ({what})",
+                f"{row['ratio']:.2f}",
+                f"operations allow {row['ideal by operations']:.2f}; at most {_size(memory['share'])} and "
+                f"{_size(memory['recompute'])}",
+            )
+        )
+    return rows
+
+
 def _gpu(found: Figures) -> list[Row]:
     resident, moved, healing = found["resident"], found["streamed"], found["healing"]
     middle, low, high = resident["over a bare forward (median, min, max)"]
@@ -248,6 +292,7 @@ ROWS: dict[str, Callable[[Figures], list[Row]]] = {
     "range-download": _range_download,
     "pruned-speed": _pruned_speed,
     "scaling": _scaling,
+    "healing": _healing,
     "gpu": _gpu,
 }
 """What each benchmark gives to the table, in the table's order."""

@@ -12,6 +12,7 @@ from hf_prune import Plan, PrunerConfig
 from hf_prune.cli.configs import make_config, parse_options
 from hf_prune.cli.options import CalibrationOptions, RecipeOptions, SliceOptions
 from hf_prune.errors import ConfigError
+from hf_prune.healing.recipes import RECIPES
 from hf_prune.method_table import ENTRY_HEADER, METHOD_HEADER, described, entry_rows, method_rows
 from hf_prune.methods import METHODS, get_method
 from hf_prune.records import Evaluation
@@ -149,6 +150,22 @@ def test_lists_of_the_parts_that_recipes_are_made_of(kind: str, names: set[str])
     assert names <= listed and not listed & {"scale", "replace", "silence"}
     assert all(len(row) == len(ENTRY_HEADER) and all(row) for row in entry_rows(kind))
     assert done("methods", f"--{kind}", "--json").json.keys() == listed
+
+
+def test_lists_of_ways_of_healing() -> None:
+    lines = done("methods", "--healing").out.splitlines()
+    assert max(map(len, lines)) <= 120
+    listed = {line.split()[0] for line in lines if line and not line.startswith(" ")}
+    found = done("methods", "--healing", "--json").json
+    headers = {"recipe", "target", "loss"}
+    assert listed == headers | {name for part in found.values() for name in part}
+    assert {*RECIPES, "auto"} == found["recipes"].keys()
+    assert {"mlp", "all", "last", "seam", "replaced", "patch", "full"} <= found["targets"].keys()
+    assert {"next_token", "kl"} <= found["losses"].keys()
+    assert found["recipes"]["uidl"]["models"]["mistralai/mistral-7b-v0.1"]["learning_rate"] == 3e-6
+    assert found["targets"]["seam"]["trains"] == "weights" and found["losses"]["kl"]["needs"] == "predictions"
+    said = call("methods", "--measures", "--healing").failed()
+    assert said == "--measures and --healing ask for different lists; give one of them"
 
 
 def test_parts_of_blocks_go_and_the_model_is_none_the_worse(base: Path, tmp_path: Path) -> None:

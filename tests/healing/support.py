@@ -21,7 +21,7 @@ SPEED = Throughput(flops=1e12, dtype="bfloat16")
 SETTINGS = HealingConfig(
     rank=4, alpha=4, dropout=0.05, target="mlp", loss="next_token", learning_rate=0.01, warmup_steps=2,
     schedule="cosine", beta2=0.999, batch_size=4, micro_batch_size=2, steps=12, tokens=10_000, max_length=16,
-    save_steps=2, quantize="none",
+    eval_steps=2, save_steps=2, recompute=False, quantize="none",
 )  # fmt: skip
 
 

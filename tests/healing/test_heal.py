@@ -10,6 +10,7 @@ from hf_prune import extras
 from hf_prune.errors import CheckpointError, ConfigError, DataError, MeasureError, MissingExtraError
 from hf_prune.healing import heal, held_out_loss, merge_loss_share, planned_steps, set_adapter_base
 from hf_prune.healing.checkpoint import fingerprint, quiet_peft
+from hf_prune.healing.rows import Rows
 from hf_prune.records import Healing, HeldOutLoss
 from hf_prune.samples import Samples
 from tests.healing.support import pruned_checkpoint, settings, split_text
@@ -102,7 +103,7 @@ def test_state_of_other_inputs_is_thrown_away(pruned, tmp_path, caplog):
     healed(pruned, tmp_path / "run", settings(steps=2))
     fresh = healed(pruned, tmp_path / "fresh", settings(steps=3))
     other = healed(pruned, tmp_path / "run", settings(steps=3))
-    assert "throwing away the healing state of other inputs" in caplog.text
+    assert "throwing away the healing state of other inputs (steps: 2 -> 3)" in caplog.text
     assert all(torch.equal(t, other.model.state_dict()[n]) for n, t in fresh.model.state_dict().items())
     healed(pruned, tmp_path / "run", settings(steps=3), resume=False)
     assert "throwing away the healing state of an earlier run" in caplog.text
@@ -211,11 +212,11 @@ def test_merge_loss_share():
 
 
 def test_planned_steps():
-    samples, _ = split_text()
-    mean = samples.tokens / 20
-    assert planned_steps(settings(steps=100, tokens=round(4 * mean * 7.5)), samples) == 7
-    assert planned_steps(settings(steps=5, tokens=10**9), samples) == 5
-    assert planned_steps(settings(tokens=1), samples) == 1
+    rows = Rows.of(split_text()[0])
+    mean = rows.tokens / 20
+    assert planned_steps(settings(steps=100, tokens=round(4 * mean * 7.5)), rows) == 7
+    assert planned_steps(settings(steps=5, tokens=10**9), rows) == 5
+    assert planned_steps(settings(tokens=1), rows) == 1
 
 
 def test_fewer_sequences_than_a_batch(pruned, tmp_path):
@@ -269,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(pruned_checkpoint(tmp_path / "pruned"))
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("inf")
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(MeasureError, match="the training loss is nan at step 1"):
+    with pytest.raises(MeasureError, match="stopped before its first step: the held-out loss is nan.*check the pruned"):
         healed(tmp_path / "broken", tmp_path / "run")
 
 

@@ -84,7 +84,7 @@ def test_an_adapter_of_another_model_is_refused():
     model = tiny_model("llama", depth=2)
     state = trained_adapter(model)
     with pytest.raises(CheckpointError, match="has shape .* the weight has"):
-        merge_adapter(tiny_model("llama", depth=2, intermediate_size=64), state, 1.0)
+        merge_adapter(tiny_model("llama", depth=2, intermediate_size=64), state, scaling(CONFIG))
     state.pop(next(iter(state)))
     with pytest.raises(CheckpointError, match="expected pairs"):
-        merge_adapter(model, state, 1.0)
+        merge_adapter(model, state, scaling(CONFIG))

@@ -133,7 +133,7 @@ def test_a_sliced_model_heals_in_four_bits(tmp_path):
 
 
 def test_resume_in_four_bits(tmp_path, monkeypatch):
-    from hf_prune.healing.trainer import _Keeper
+    from hf_prune.healing.keeper import Keeper
 
     folder = pruned_checkpoint(tmp_path / "pruned")
     config = settings(quantize="nf4", steps=6)
@@ -142,7 +142,7 @@ def test_resume_in_four_bits(tmp_path, monkeypatch):
         return heal(folder, *split_text(), config, run_folder=tmp_path / run, base_model="o/b", progress=False)
 
     expected = go("unstopped")
-    kept = _Keeper.on_step_end
+    kept = Keeper.on_step_end
 
     def cut(self, args, state, control, **kwargs):
         if state.global_step == 5:
@@ -150,7 +150,7 @@ def test_resume_in_four_bits(tmp_path, monkeypatch):
         return kept(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Keeper, "on_step_end", cut)
+        patch.setattr(Keeper, "on_step_end", cut)
         with pytest.raises(RuntimeError, match="power cut"):
             go("run")
     result = go("run")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_prune.healing import heal
-from hf_prune.healing.trainer import _Keeper, last_checkpoint
+from hf_prune.healing.keeper import Keeper, last_checkpoint
 from tests.healing.support import SPEED, pruned_checkpoint, settings, split_text
 
 CHILD = """
@@ -18,7 +18,7 @@ import os, signal, sys
 from pathlib import Path
 from transformers import Trainer
 import hf_prune.healing.pipeline as lora
-from hf_prune.healing.trainer import _Keeper
+from hf_prune.healing.keeper import Keeper
 from tests.healing.support import SPEED, settings, split_text
 import torch
 
@@ -31,12 +31,12 @@ def die(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if where == "training":
-    kept = _Keeper.on_step_end
+    kept = Keeper.on_step_end
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return kept(self, args, state, control, **kwargs)
-    _Keeper.on_step_end = on_step_end
+    Keeper.on_step_end = on_step_end
 else:
     saving = Trainer._save_rng_state
     def _save_rng_state(self, folder):
@@ -109,7 +109,7 @@ def test_kill_9_then_the_same_call_again(pruned, unstopped, tmp_path, where, ste
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(pruned, unstopped, tmp_path, monkeypatch, caplog):
-    kept = _Keeper.on_step_end
+    kept = Keeper.on_step_end
 
     def interrupting(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -119,7 +119,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(pruned, unstopped, tmp_
     before = signal.getsignal(signal.SIGINT)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(_Keeper, "on_step_end", interrupting)
+        patch.setattr(Keeper, "on_step_end", interrupting)
         with pytest.raises(KeyboardInterrupt):
             go(pruned, run)
     assert signal.getsignal(signal.SIGINT) is before
@@ -135,7 +135,7 @@ def test_a_second_ctrl_c_stops_at_once(pruned, tmp_path, monkeypatch, caplog):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
 
-    monkeypatch.setattr(_Keeper, "on_step_end", impatient)
+    monkeypatch.setattr(Keeper, "on_step_end", impatient)
     with pytest.raises(KeyboardInterrupt):
         go(pruned, tmp_path / "run")
     assert "no checkpoint was written yet" in caplog.text

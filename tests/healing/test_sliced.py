@@ -143,9 +143,9 @@ def test_healing_lowers_the_loss_and_the_model_reloads(checkpoint: Path, tmp_pat
 
 
 def test_healing_goes_on_after_a_break(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_prune.healing.trainer import _Keeper
+    from hf_prune.healing.keeper import Keeper
 
-    whole, saved = healed(checkpoint, tmp_path / "whole"), _Keeper.on_save
+    whole, saved = healed(checkpoint, tmp_path / "whole"), Keeper.on_save
 
     def break_off(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         saved(self, args, state, control, **kwargs)
@@ -153,7 +153,7 @@ def test_healing_goes_on_after_a_break(checkpoint: Path, tmp_path: Path, monkeyp
             raise RuntimeError("broken off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Keeper, "on_save", break_off)
+        patch.setattr(Keeper, "on_save", break_off)
         with pytest.raises(RuntimeError, match="broken off"):
             healed(checkpoint, tmp_path / "run")
     again = healed(checkpoint, tmp_path / "run")

@@ -1,0 +1,79 @@
+"""Whether what a recipe or a plan does can be healed as it is asked for, before any work."""
+
+from hf_prune.config import HealingConfig, PrunerConfig
+from hf_prune.errors import CheckpointError
+from hf_prune.healing.early import Cut, check_settings
+from hf_prune.healing.recipes import recipe_for
+from hf_prune.origins import origin_of
+from hf_prune.plan import check_healable
+from hf_prune.records import ModelRef, Plan
+
+_STANDING_IN = ("streamline", "merge", "replaceme", "replaceme_cosine", "nbl")
+_PATCHING = ("linear_patch", "emulate", "nbl")
+
+
+def check_healing(config: PrunerConfig, plan: Plan | None = None, *, original: bool = True) -> HealingConfig:
+    """Refuse healing that cannot be.
+
+    Args:
+        config: the recipe.
+        plan: what was decided; None while nothing is.
+        original: whether the original is at hand.
+
+    Returns:
+        The settings, those filled in that need neither model nor machine.
+
+    Raises:
+        ConfigError: healing would undo the cut, or its settings cannot be; see `healing.early.check_settings`.
+        MissingExtraError: a package that is needed is not installed.
+    """
+    check_healable(config, plan)
+    return check_settings(config.healing, config.recipe().healing, original=original, cut=cut_of(config, plan))
+
+
+def check_unquantized(model: ModelRef, quantized: bool) -> None:
+    """Refuse to heal a model of quantized weights.
+
+    Args:
+        model: the base.
+        quantized: whether its weights are.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    if quantized:
+        raise CheckpointError(
+            f"'{model.id}' holds quantized weights, into which no healing can be merged; prune and heal the "
+            "unquantized model it was made from, then quantize the result (pruning alone works here)"
+        )
+
+
+def healing_recipe(config: PrunerConfig, plan: Plan | None = None, *, original: bool = True) -> str:
+    """The healing recipe of a recipe: its own, or that of its method; "auto" is settled.
+
+    Args:
+        config: the recipe.
+        plan: what was decided; None while nothing is.
+        original: whether the original is at hand.
+
+    Raises:
+        ConfigError: there is no such healing recipe.
+    """
+    name = config.healing.method or config.recipe().healing
+    return recipe_for(name, original=original, seam=cut_of(config, plan).seam)
+
+
+def cut_of(config: PrunerConfig, plan: Plan | None = None) -> Cut:
+    """What the cut leaves for targets of healing, as far as that is known.
+
+    Args:
+        config: the recipe.
+        plan: what was decided; None while nothing is.
+    """
+    if plan is not None:
+        origin = origin_of(plan)
+        maps = any(op.kind in ("patch", "linearize") for op in plan.operations)
+        return Cut(bool(origin.seams), bool(origin.replaced), maps)
+    recipe = config.recipe()
+    blocks = recipe.cuts == "layers" and recipe.unit == "block"
+    return Cut(blocks, recipe.surgery in _STANDING_IN, recipe.surgery in _PATCHING)

@@ -1,0 +1,90 @@
+"""What a target's name stands for in one model, and whether it can be trained with the settings at hand."""
+
+from hf_prune.architecture import Decoder
+from hf_prune.config import HealingConfig
+from hf_prune.errors import ConfigError
+from hf_prune.healing.adapter import Adapters
+from hf_prune.healing.origin import Origin
+from hf_prune.healing.ranks import Ranks
+from hf_prune.healing.registries import kind_of, trainable
+from hf_prune.healing.targets import find_targets, sides
+from hf_prune.healing.trained import Trainable
+
+_OF_ADAPTERS = ("use_dora", "use_rslora", "last_rank")
+"""Settings that mean something for adapters alone."""
+
+
+def choose(decoder: Decoder, config: HealingConfig, origin: Origin) -> Trainable:
+    """What is trained: a registered target's choice, or adapters on the maps that `config.target` names.
+
+    Args:
+        decoder: the pruned model, plain, 4-bit or without weights.
+        config: resolved.
+        origin: where it comes from.
+
+    Raises:
+        ConfigError: the target is unknown, cannot be had with these settings, leaves nothing to train, or the rank is
+            above the width of a map.
+        ArchitectureError: the blocks hold no linear map that could carry an adapter.
+    """
+    assert config.target
+    _check_settings(config)
+    if config.target not in trainable:
+        chosen: Trainable = Adapters.of(decoder, config.target, origin.silent)
+    else:
+        chosen = trainable.get(config.target).function(decoder, config, origin)
+    if isinstance(chosen, Adapters):
+        _check_ranks(decoder, config, chosen)
+    return chosen
+
+
+def check_target(decoder: Decoder, config: HealingConfig, origin: Origin, *, grows: bool = False) -> None:
+    """Refuse before any work what `choose` will refuse.
+
+    Which weights a target trains depends on the cut, so that those are chosen once it is made; what adapters sit on
+    does not.
+
+    Args:
+        decoder: a model of the same blocks, also uncut and without weights.
+        config: resolved, as far as target, rank and alpha go.
+        origin: of that model.
+        grows: whether its blocks will get maps that they have not yet, as slicing gives them; names may be of those.
+
+    Raises:
+        ConfigError: see `choose`.
+        ArchitectureError: see `choose`.
+    """
+    assert config.target
+    _check_settings(config)
+    named_later = grows and config.target not in trainable
+    if kind_of(config.target) == "adapters" and not named_later:
+        choose(decoder, config, origin)
+
+
+def _check_settings(config: HealingConfig) -> None:
+    """Refuse settings of adapters where weights are trained themselves."""
+    assert config.target
+    if kind_of(config.target) == "adapters":
+        return
+    for name in _OF_ADAPTERS:
+        if getattr(config, name):
+            adapters = [entry.name for entry in trainable if kind_of(entry.name) == "adapters"]
+            raise ConfigError(
+                f"healing.{name}={getattr(config, name)} is of adapters, and target '{config.target}' trains weights "
+                f"themselves; leave it out, or take target {', '.join(adapters)} or names of linear maps"
+            )
+
+
+def _check_ranks(decoder: Decoder, config: HealingConfig, chosen: Adapters) -> None:
+    """Refuse ranks at which an adapter is no smaller than the map that it sits on."""
+    targets = find_targets(decoder, chosen.where, chosen.silent)
+    ranks = Ranks.of(config).by_block(set(targets.positions.values()))
+    for name, position in targets.positions.items():
+        outputs, inputs = sides(decoder.model.get_submodule(name))
+        if ranks[position] > min(outputs, inputs):
+            at = "" if config.last_rank is None else f" (last_rank={config.last_rank})"
+            raise ConfigError(
+                f"healing.rank={config.rank}{at} gives '{name}' an adapter of rank {ranks[position]}; the map has "
+                f"{outputs} outputs and {inputs} inputs, so that at most {min(outputs, inputs)} means anything. "
+                "Lower the rank (--heal-rank), or leave this map out of the target"
+            )
