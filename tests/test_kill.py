@@ -19,14 +19,14 @@ from tests.cli.support import Called, call, done, fast, planted, recipe_file, tr
 CHILD = """
 import os, signal, sys
 import torch
-import hf_prune.healing.pipeline, hf_prune.reload, hf_prune.run, hf_prune.writers
+import hf_prune.healing.job, hf_prune.reload, hf_prune.run, hf_prune.writers
 from hf_prune.cli import main
 from hf_prune.healing.keeper import Keeper
 from hf_prune.run_folder import RunFolder
 from tests.healing.support import SPEED
 
 torch.set_num_threads(1)
-hf_prune.healing.pipeline.probe = lambda device, parameters: SPEED
+hf_prune.healing.job.probe = lambda device, parameters: SPEED
 hf_prune.reload.reload_level = lambda model: "streamed"
 when, place = sys.argv[1].split(" ", 1)
 sys.argv[1:2] = []

@@ -2,7 +2,8 @@
 
 from hf_prune.healing.adapter import set_adapter_base
 from hf_prune.healing.held_out import held_out_loss
-from hf_prune.healing.pipeline import HealResult, heal, merge_loss_share, planned_steps, require
+from hf_prune.healing.job import planned_steps, require
+from hf_prune.healing.pipeline import HealResult, heal, merge_loss_share
 from hf_prune.healing.recipes import RECIPES
 from hf_prune.healing.settings import resolve
 

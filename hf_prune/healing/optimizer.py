@@ -49,9 +49,10 @@ def check_optimizer(name: str, device: torch.device) -> None:
         moved = bool((weight != 1.0).any()) and bool(weight.isfinite().all())
     # Each optimizer's package has errors of its own for devices that it doesn't know.
     except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(
-            f"healing.optimizer={name!r} does not run on {device.type}: {str(error).splitlines()[0].rstrip('.')}. Take "
-            "'adamw_torch', or install what it needs"
+            f"healing.optimizer={name!r} does not run on {device.type}: {said}. Take 'adamw_torch', or install what "
+            "it needs"
         ) from error
     if not moved:
         raise ConfigError(

@@ -137,8 +137,8 @@ RECIPES: dict[str, HealingRecipe] = {
         beta2=0.999,
         loss="kl",
         other=ModelRecipe(learning_rate=1e-4),
-        note="Of the paper are the blocks that are trained; the loss and all numbers are ours: the budget of 'uidl', the "
-        "rate of Minitron, which learns from the original too.",
+        note="Of the paper are the blocks that are trained; the loss and all numbers are ours: the budget of 'uidl', "
+        "the rate of Minitron, which learns from the original too.",
     ),
 }
 

@@ -39,7 +39,7 @@ def fast(patch: pytest.MonkeyPatch) -> None:
     """Check saved models without a new process for each, and measure no machine, so that healing is repeatable."""
     patch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
     patch.setattr("hf_prune.file_to_file.check_streamed", _checked_here)
-    patch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: SPEED)
+    patch.setattr("hf_prune.healing.job.probe", lambda device, parameters: SPEED)
 
 
 def _checked_here(

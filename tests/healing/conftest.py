@@ -7,4 +7,4 @@ from tests.healing.support import SPEED
 
 @pytest.fixture
 def fixed_speed(monkeypatch):
-    monkeypatch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: SPEED)
+    monkeypatch.setattr("hf_prune.healing.job.probe", lambda device, parameters: SPEED)

@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(pruned_checkpoint(tmp_path / "pruned"))
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("inf")
     model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(MeasureError, match="stopped before its first step: the held-out loss is nan.*check the pruned"):
+    with pytest.raises(MeasureError, match="before its first step: the held-out loss is nan.*check the pruned"):
         healed(tmp_path / "broken", tmp_path / "run")
 
 

@@ -10,8 +10,8 @@ from hf_prune.healing import heal, held_out_loss
 from hf_prune.healing.adapter import add_adapter
 from hf_prune.healing.budget import Throughput
 from hf_prune.healing.nf4 import kept_whole, nf4_config
-from hf_prune.healing.pipeline import _load_for_training
 from hf_prune.healing.targets import find_targets
+from hf_prune.healing.training import load_for_training
 from tests.healing.support import pruned_checkpoint, settings, split_text
 from tests.tiny import tokens
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fixed_speed")
 
 
 def four_bit(folder):
-    return _load_for_training(folder, torch.device("cpu"), True, Throughput(1e12, "float32"), False)
+    return load_for_training(folder, torch.device("cpu"), True, Throughput(1e12, "float32"), False)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "auto"])

@@ -120,7 +120,7 @@ def healed(pruned, folder, data, **changes):
 def test_packed_healing_learns_what_unpacked_healing_learns(pruned, tmp_path, monkeypatch):
     """All of the text in one batch: one step sees the same positions, however they lie in rows."""
     exact = dataclasses.replace(SPEED, dtype="float32")
-    monkeypatch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: exact)
+    monkeypatch.setattr("hf_prune.healing.job.probe", lambda device, parameters: exact)
     data = split_text()
     one = {"steps": 4, "dropout": 0.0, "warmup_steps": 0, "save_steps": 4, "max_length": 32, "learning_rate": 0.05}
     plain = healed(pruned, tmp_path / "a", data, **one, batch_size=20, micro_batch_size=5)

@@ -50,7 +50,7 @@ def go(pruned, run, **changes):
 @pytest.fixture(scope="module")
 def recomputed(pruned, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: _speed())
+        patch.setattr("hf_prune.healing.job.probe", lambda device, parameters: _speed())
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         result = go(pruned, tmp_path_factory.mktemp("recomputed"), prefix="recompute")

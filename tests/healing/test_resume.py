@@ -17,13 +17,14 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from transformers import Trainer
-import hf_prune.healing.pipeline as lora
+import hf_prune.healing.job as job
+from hf_prune.healing import heal
 from hf_prune.healing.keeper import Keeper
 from tests.healing.support import SPEED, settings, split_text
 import torch
 
 torch.set_num_threads(1)
-lora.probe = lambda device, parameters: SPEED
+job.probe = lambda device, parameters: SPEED
 where, step = sys.argv[3], int(sys.argv[4])
 
 def die(self):
@@ -44,7 +45,7 @@ else:
         saving(self, folder)
     Trainer._save_rng_state = _save_rng_state
 
-lora.heal(Path(sys.argv[1]), *split_text(), settings(), run_folder=Path(sys.argv[2]), base_model="org/base",
+heal(Path(sys.argv[1]), *split_text(), settings(), run_folder=Path(sys.argv[2]), base_model="org/base",
           progress=False)
 """
 
@@ -69,7 +70,7 @@ def go(pruned, run, **kwargs):
 @pytest.fixture(scope="module")
 def unstopped(pruned, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: SPEED)
+    patch.setattr("hf_prune.healing.job.probe", lambda device, parameters: SPEED)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     result = go(pruned, tmp_path_factory.mktemp("unstopped"))

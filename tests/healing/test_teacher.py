@@ -444,7 +444,7 @@ def test_the_judge_knows_a_divergence_where_there_is_an_original():
 @pytest.fixture
 def in_float32(monkeypatch):
     monkeypatch.setattr(
-        "hf_prune.healing.pipeline.probe", lambda device, parameters: Throughput(flops=1e12, dtype="float32")
+        "hf_prune.healing.job.probe", lambda device, parameters: Throughput(flops=1e12, dtype="float32")
     )
 
 

@@ -23,14 +23,15 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import torch
-import hf_prune.healing.pipeline as pipeline
+import hf_prune.healing.job as job
+from hf_prune.healing import heal
 from hf_prune.distributed import processes
 from hf_prune.healing.budget import Throughput
 from tests.healing.support import settings, split_text
 
 torch.set_num_threads(1)
 # Whole numbers of float32: sums of bfloat16 would differ by how they are shared.
-pipeline.probe = lambda device, parameters: Throughput(flops=1e12, dtype="float32")
+job.probe = lambda device, parameters: Throughput(flops=1e12, dtype="float32")
 folder, run, out = map(Path, sys.argv[1:4])
 changes, fault = json.loads(sys.argv[4]), sys.argv[5]
 
@@ -43,7 +44,7 @@ with processes() as group:
                 raise MemoryError("not enough")
             return real(self, *given, **options)
         HealingTrainer.compute_loss = failing
-    result = pipeline.heal(folder, *split_text(), settings(**changes), run_folder=run, base_model="o/b",
+    result = heal(folder, *split_text(), settings(**changes), run_folder=run, base_model="o/b",
                            device="cpu", progress=False, group=group)
     if group.leads:
         out.mkdir()

@@ -51,7 +51,7 @@ def go(pruned, run, config):
 def stopped(pruned, tmp_path_factory):
     run = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_prune.healing.pipeline.probe", lambda device, parameters: SPEED)
+        patch.setattr("hf_prune.healing.job.probe", lambda device, parameters: SPEED)
         return go(pruned, run, PATIENT), run
 
 

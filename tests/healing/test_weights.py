@@ -184,7 +184,7 @@ def test_only_what_is_trained_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a machine that multiplies bfloat16, and on one that computes in float32."""
-    monkeypatch.setattr("hf_prune.healing.pipeline.probe", lambda *_: Throughput(1e12, dtype))
+    monkeypatch.setattr("hf_prune.healing.job.probe", lambda *_: Throughput(1e12, dtype))
     folder = pruned_checkpoint(tmp_path / "pruned", model_type, 4)
     last_blocks = 1 if target == "last" else None
     result = go(folder, tmp_path / "run", target, GAPS, steps=2, last_blocks=last_blocks)
@@ -275,17 +275,17 @@ def test_beside_frozen_weights_in_four_bits(model_type: str, tmp_path: Path, mon
     """Real bitsandbytes: what is frozen is packed, what is trained and the head are whole."""
     import bitsandbytes as bnb
 
-    from hf_prune.healing import pipeline
+    from hf_prune.healing import training
 
     packed: dict[str, Any] = {}
-    train = pipeline._train
+    loop = training._loop
 
-    def look(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def look(job: Any, model: Any, *args: Any) -> Any:
         packed.update({n: m for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)})
         assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
-        return train(model, *args, **kwargs)
+        return loop(job, model, *args)
 
-    monkeypatch.setattr(pipeline, "_train", look)
+    monkeypatch.setattr(training, "_loop", look)
     folder = pruned_checkpoint(tmp_path / "pruned", model_type, 4)
     result = go(folder, tmp_path / "run", "last", last_blocks=2, quantize="nf4", learning_rate=0.01)
     before = AutoModelForCausalLM.from_pretrained(folder)
