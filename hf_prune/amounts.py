@@ -259,6 +259,23 @@ def layers_to_drop(config: PrunerConfig, depth: int) -> int:
     return _whole_layers(config.sparsity, depth)
 
 
+def blocks_left(config: PrunerConfig, depth: int) -> int:
+    """Most blocks that a cut leaves, as far as its amount tells.
+
+    Args:
+        config: the recipe; its amount was checked.
+        depth: blocks that there are.
+    """
+    recipe = config.recipe()
+    if recipe.cuts != "layers" or recipe.unit != "block" or recipe.surgery != "drop":
+        return depth
+    if config.layers is not None:
+        return depth - len(config.layers)
+    if config.drop_layers is None and (config.sparsity is None or config.amount_of != "layers"):
+        return depth
+    return depth - layers_to_drop(config, depth)
+
+
 def _whole_layers(share: float, depth: int) -> int:
     return math.floor(share * depth + ROUNDING)
 

@@ -1,8 +1,10 @@
 """Chat data: conversations as the tokenizer's template renders them, and which tokens are the assistant's."""
 
+import itertools
 import json
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hf_prune.errors import DataError
 from hf_prune.samples import hash_ids
+from hf_prune.sequences import special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +64,24 @@ def document(values: Sequence[Any], columns: Sequence[str], dataset: str) -> str
                 "'user' or 'assistant') and 'content'. Rename them in the data"
             )
     kept = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    kept = [{key: _said(value) if key == "content" else value for key, value in message.items()} for message in kept]
     try:
         return json.dumps(kept, ensure_ascii=False)
     except TypeError as error:
         raise DataError(f"a message in {_named(columns)} of the dataset '{dataset}' is no JSON: {error}") from error
+
+
+def _said(content: Any) -> Any:
+    """The content of a message; where that is a list of parts, all of them text, the text."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
+
+
+def _answers(conversation: Sequence[Message]) -> list[int]:
+    """Where the assistant's turns behind another turn are."""
+    return [at for at, message in enumerate(conversation) if at and message["role"] == _ASSISTANT]
 
 
 def _named(columns: Sequence[str]) -> str:
@@ -74,10 +91,12 @@ def _named(columns: Sequence[str]) -> str:
 class Conversations:
     """Turns conversations into token sequences and masks of the assistant's tokens, and counts what it leaves out.
 
-    Messages are rendered by the tokenizer's chat template. What it marks by `{% generation %}` is learned; of a
+    Messages are rendered by the tokenizer's chat template; contents that are lists of texts are joined, and others
+    that are no text are left out. What it marks by `{% generation %}` is learned; of a
     template without marks, each of the assistant's turns behind another turn: what rendering up to its end adds to
     rendering up to its start with the prompt for an answer, up to the last special token, which ends the turn. A
     prompt and a completion that are text are joined as they are, with EOS behind, and the completion is learned.
+    Answers without a word are not learned.
 
     Attributes:
         texts: conversations read.
@@ -110,8 +129,9 @@ class Conversations:
             rendered = self._try(self._render, json.loads(text))
             if rendered is None:
                 continue
-            ids, learned = (torch.tensor(part[: self._room]) for part in rendered)
-            self.cut += len(rendered[0]) > self._room
+            whole, marks = rendered[0], self._without_silence(*rendered)
+            ids, learned = torch.tensor(whole[: self._room]), torch.tensor(marks[: self._room])
+            self.cut += len(whole) > self._room
             if not bool(learned[1:].any()):
                 self.unlearned += 1
             elif hash_ids(ids) in self._exclude:
@@ -144,7 +164,7 @@ class Conversations:
         """Log what was left out, and what was cut."""
         told = [
             (self.refused, f"left out, as the chat template does not take them ({self._refusal})"),
-            (self.unlearned, f"left out, as {self._room} tokens leave no room for an answer"),
+            (self.unlearned, f"left out, as their first {self._room} tokens hold no answer, or no room for one"),
             (self.cut, f"cut off at {self._room} tokens"),
         ]
         for count, what in told:
@@ -154,8 +174,9 @@ class Conversations:
     def why(self) -> str:
         """What became of the conversations, where none is left."""
         return (
-            f"{self.unlearned} have no answer, or none that begins within max_length={self._room} tokens, "
-            f"{self.excluded} are used by other stages already, {self.refused} are none that the chat template takes"
+            f"{self.unlearned} have no answer with words in it, or none that begins within max_length={self._room} "
+            f"tokens, {self.excluded} are used by other stages already, {self.refused} are none that the chat "
+            "template takes"
             + (f" ({self._refusal})" if self.refused else "")
             + ". Give more conversations, a larger max_length, or fewer held-out samples"
         )
@@ -176,43 +197,84 @@ class Conversations:
             return list(made["input_ids"]), [bool(mark) for mark in made["assistant_masks"]]
         whole = self._ids(conversation)
         learned = [False] * len(whole)
-        for at, message in enumerate(conversation):
-            if message["role"] != _ASSISTANT or at == 0:
-                continue
+        for at in _answers(conversation):
             before = self._ids(conversation[:at], add_generation_prompt=True)
             after = self._ids(conversation[: at + 1])
             if whole[: len(before)] != before or whole[: len(after)] != after:
+                return self._by_characters(conversation)
+            self._learn(learned, after, len(before))
+        return whole, learned
+
+    def _by_characters(self, conversation: list[Message]) -> tuple[list[int], list[bool]]:
+        """What `_render` gives, where tokens lie across the borders of turns: each belongs to where it begins."""
+        text = self._text(conversation)
+        borders = []
+        for at in _answers(conversation):
+            before = self._text(conversation[:at], add_generation_prompt=True)
+            after = self._text(conversation[: at + 1])
+            if not text.startswith(before) or not text.startswith(after) or not self._tokenizer.is_fast:
                 raise DataError(
                     f"the chat template writes the start of a conversation (up to turn {at} of {len(conversation)}) "
                     "otherwise when more follows, so that the assistant's tokens cannot be told. Mark them in the "
                     "template by {% generation %} and {% endgeneration %}, or train on single answers"
                 )
-            end = self._turn_end(after, len(before))
-            learned[len(before) : end] = [True] * (end - len(before))
+            borders.append((len(before), len(after)))
+        made = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        whole, starts = list(made["input_ids"]), [start for start, _ in made["offset_mapping"]]
+        learned = [False] * len(whole)
+        for begin, end in borders:
+            self._learn(learned, whole[: bisect_left(starts, end)], bisect_left(starts, begin))
         return whole, learned
+
+    def _learn(self, learned: list[bool], ids: list[int], start: int) -> None:
+        """Mark an answer, which begins at `start`, as learned up to where it ends; `ids` ends with its turn."""
+        end = self._turn_end(ids, start)
+        learned[start:end] = [True] * (end - start)
 
     def _prompt(self, conversation: list[Any]) -> list[int]:
         if isinstance(conversation[0], str):
-            return list(self._tokenizer(conversation[0], verbose=False)["input_ids"])
+            return self._asked(conversation[0])
         asked = [at for at, message in enumerate(conversation) if message["role"] == _USER]
         self._has_marks()
         return self._ids(conversation[: asked[-1] + 1], add_generation_prompt=True) if asked else []
 
     def _completed(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
-        before = list(self._tokenizer(prompt, verbose=False)["input_ids"])
-        whole = list(self._tokenizer(prompt + completion, verbose=False)["input_ids"])
+        before, bare = self._asked(prompt), self._bare(prompt)
+        whole = before[: len(before) - len(bare)] + self._bare(prompt + completion)
         if whole[: len(before)] != before:
             # A token lies across the border. When the model is used, the prompt is cut into tokens alone.
-            whole = before + self._tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
+            whole = before + self._bare(completion)
         end = self._tokenizer.eos_token_id
         if end is not None and whole[-1] != end:
             whole.append(end)
         return whole, [at >= len(before) for at in range(len(whole))]
 
+    def _asked(self, prompt: str) -> list[int]:
+        """A prompt that is text, with the special tokens in front of it and none that would end it."""
+        return special_tokens(self._tokenizer)[0] + self._bare(prompt)
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _without_silence(self, ids: list[int], learned: list[bool]) -> list[bool]:
+        """What is learned but for answers that hold nothing but their end: nobody wants a model to say nothing."""
+        kept, start = list(learned), 0
+        for mark, run in itertools.groupby(learned):
+            end = start + len(list(run))
+            if mark and not str(self._tokenizer.decode(ids[start:end], skip_special_tokens=True)).strip():
+                kept[start:end] = [False] * (end - start)
+            start = end
+        return kept
+
+    def _text(self, messages: list[Message], **more: Any) -> str:
+        return str(self._templated(messages, tokenize=False, **more))
+
     def _ids(self, messages: list[Message], **more: Any) -> list[int]:
         return list(self._templated(messages, **more)["input_ids"])
 
     def _templated(self, messages: list[Message], **more: Any) -> Any:
+        if any(isinstance(message.get("content"), list | dict) for message in messages):
+            raise _RefusedError("its content is no text")
         try:
             return self._tokenizer.apply_chat_template(messages, **more)
         except (TemplateError, TypeError) as error:  # roles in a wrong order, contents of a wrong type

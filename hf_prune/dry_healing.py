@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from hf_prune.amounts import blocks_left
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.healable import healing_recipe
 from hf_prune.healing.budget import Throughput, eta, in_words, probe
-from hf_prune.healing.choice import check_target, choose
+from hf_prune.healing.choice import check_target, check_trained, choose, fitted
 from hf_prune.healing.origin import Origin
 from hf_prune.healing.prefix import frozen_depth
 from hf_prune.healing.registries import kind_of, trainable
@@ -59,7 +60,7 @@ def preview_healing(
     decoder = decoder_of(blank, base_model)
     origin = Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
     if plan is not None:
-        decoder, origin = apply_plan(decoder, plan), origin_of(plan)
+        decoder, origin = apply_plan(decoder, plan), origin_of(plan, lambda: blank)
     parameters, device = _count(blank), device_of(device_map) or torch.device("cpu")
     speed = probe(device, parameters)
     settings = resolve(
@@ -71,7 +72,13 @@ def preview_healing(
         device=device,
         throughput=speed,
     )
-    check_target(decoder, settings, origin, grows=config.recipe().cuts == "width" or config.ships_code)
+    grows = config.recipe().cuts == "width" or config.ships_code
+    left = blocks_left(config, decoder.num_layers) if plan is None else decoder.num_layers
+    if not grows or str(settings.target) in trainable:
+        settings = fitted(decoder, settings, config.healing, origin, left=left)
+    check_target(decoder, settings, origin, grows=grows, left=left)
+    if plan is not None:
+        check_trained(decoder, settings, origin)
     assert settings.tokens and settings.batch_size and settings.max_length and settings.steps
     tokens = min(settings.tokens, settings.steps * settings.batch_size * settings.max_length)
     full_steps = max(1, tokens // (settings.batch_size * settings.max_length))

@@ -76,4 +76,4 @@ def cut_of(config: PrunerConfig, plan: Plan | None = None) -> Cut:
         return Cut(bool(origin.seams), bool(origin.replaced), maps)
     recipe = config.recipe()
     blocks = recipe.cuts == "layers" and recipe.unit == "block"
-    return Cut(blocks, recipe.surgery in _STANDING_IN, recipe.surgery in _PATCHING)
+    return Cut(blocks, recipe.surgery in _STANDING_IN, recipe.surgery in _PATCHING, blocks)

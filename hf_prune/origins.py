@@ -52,6 +52,7 @@ def origin_of(
         silent=plan.silenced,
         patched=positions("patch"),
         replaced=() if plan.surgery == _RESCALING else positions(*_STANDING_IN),
+        rescaled=plan.surgery == _RESCALING and bool(positions("scale", "replace")),
         load=load,
         source=source,
         key=key,

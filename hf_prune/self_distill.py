@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Batches that are sampled between two looks at how much is there: prompts of about the same length go together.
 _AHEAD = 4
+# Prompts after which a model that gave no usable answer at all is given up: datasets on the Hub hardly end.
+_HOPELESS = 256
 
 
 class Answers:
@@ -70,6 +72,8 @@ class Answers:
             samples: how many will be taken.
             tokens: how many tokens of prompts and answers will be taken.
 
+        Ends early where none of the first 256 answers is usable.
+
         Yields:
             ids, (length,) int64, and what is learned of them, (length,) bool: the answer.
 
@@ -79,7 +83,7 @@ class Answers:
         """
         seen: set[str] = set()
         made = total = 0
-        while True:
+        while made or self.asked < _HOPELESS:
             # No more than what is likely to be taken, by the mean length so far.
             left = samples - made
             if tokens is not None:

@@ -35,7 +35,7 @@ class Sequences:
         unfinished: bool = False,
     ) -> None:
         self._tokenizer, self._exclude, self._truncate = tokenizer, exclude, truncate
-        self._front, self._back = _special_tokens(tokenizer)
+        self._front, self._back = special_tokens(tokenizer)
         self._back = [] if unfinished else self._back
         self._room = max_length - len(self._front) - len(self._back)
         if self._room < 1 or max_length < 2:
@@ -64,7 +64,7 @@ class Sequences:
                     yield sequence
 
 
-def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

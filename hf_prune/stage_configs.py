@@ -236,6 +236,9 @@ class HealingConfig:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         check_positive(self, "rank", "alpha", "batch_size", "micro_batch_size", "steps", "tokens", "max_length")
+        for name in ("method", "target", "loss"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"HealingConfig.{name}=''; expected a name, or None for the recipe's own")
         check_positive(self, "held_out_samples", "save_steps", "eval_steps", "patience", "last_blocks", "last_rank")
         check_positive(self, "top_k")
         check_fraction(self, "dropout", zero=True)

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
+from hf_prune.amounts import blocks_left
 from hf_prune.architecture import decoder_of
+from hf_prune.architecture.decoder import structural_copy
 from hf_prune.auto import AUTO, resolved
 from hf_prune.choosing import Chooser
 from hf_prune.config import HealingConfig, PrunerConfig
@@ -20,10 +22,11 @@ from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.fit import check_fitted
 from hf_prune.healable import check_healing, check_unquantized, healing_recipe
-from hf_prune.healing.choice import check_target
+from hf_prune.healing.choice import check_target, check_trained, fitted
 from hf_prune.healing.early import why_original
 from hf_prune.healing.optimizer import check_optimizer
 from hf_prune.healing.origin import Origin
+from hf_prune.healing.registries import trainable
 from hf_prune.healing.settings import for_model
 from hf_prune.models import LABELS, Label, Models
 from hf_prune.origins import origin_of
@@ -32,6 +35,7 @@ from hf_prune.records import Evaluation, Healing, ModelEvaluation, Plan, Scores
 from hf_prune.run_folder import RunFolder
 from hf_prune.soundness import check_blocks, check_plan
 from hf_prune.streaming import check_room, must_stream
+from hf_prune.surgery import apply_plan
 from hf_prune.surgery.slice import Text
 from hf_prune.texts import Texts
 
@@ -243,18 +247,29 @@ class Stages:
         settings = check_healing(self.config, self._plan, original=self.models.has_original)
         check_room(self.models, "healing", "prune alone")
         check_unquantized(self.source.ref, self._quantized)
-        decoder = decoder_of(self.models.outline(), self.source.ref.id)
-        blocks = Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
-        grows = self.config.recipe().cuts == "width" or self.config.ships_code
-        check_target(
-            decoder,
-            for_model(self.config.healing, str(settings.method), self.source.ref.id),
-            blocks,
-            grows=grows and self.models.stage == "original",
-        )
+        self._check_trained(for_model(self.config.healing, str(settings.method), self.source.ref.id))
         check_optimizer(str(settings.optimizer), self.models.device)
         if why_original(settings):
             self.models.find_original()
+
+    def _check_trained(self, settings: HealingConfig) -> None:
+        """Refuse targets, losses and prefixes that cannot be had of this model, as far as the cut is known."""
+        decoder, plan, asked = decoder_of(self.models.outline(), self.source.ref.id), self._plan, self.config.healing
+        if self.models.stage == "original" and plan is not None and plan.only_drops and plan.slicing is None:
+            decoder = apply_plan(decoder_of(structural_copy(decoder.model), decoder.name), plan)
+            cut = True
+        else:
+            cut = self.models.stage != "original" and plan is not None
+        if cut:
+            origin = self._healing_origin()
+            check_trained(decoder, fitted(decoder, settings, asked, origin), origin)
+            return
+        blocks = Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
+        left = blocks_left(self.config, decoder.num_layers)
+        grows = self.config.recipe().cuts == "width" or self.config.ships_code
+        if not grows or str(settings.target) in trainable:
+            settings = fitted(decoder, settings, asked, blocks, left=left)
+        check_target(decoder, settings, blocks, grows=grows, left=left)
 
     def _original_loss(self, settings: HealingConfig) -> float | None:
         """Loss of the original on the held-out text, where it was or can be measured without loading it again."""
@@ -290,6 +305,9 @@ class Stages:
             self.prune()
         settings = group.share(self._resolve_healing)
         held_out, samples = group.share(lambda: (self.texts.held_out(settings), self.texts.healing(settings)))
+        decoder = decoder_of(self.models.outline(), self.source.ref.id)
+        # Only now: what slicing leaves of the maps is not known before, and no text depends on it.
+        settings = fitted(decoder, settings, self.config.healing, self._healing_origin())
         folder, device = self.models.checkpoint(self.plan()).folder, self.models.device
         assert folder is not None
         self.models.release()  # the trainer loads its own copy, quantized where asked

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -82,13 +81,10 @@ def test_restricted_without_a_token(hub, new_repo_id, made: Path, untouched, kin
     assert "hf_" not in refused(repo, "--token", WRONG_TOKEN)
 
 
-def test_offline_with_nothing_cached() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "hf_prune.cli", "run", "org/model", "--drop-layers", "2"],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (child.returncode, child.stdout) == (1, "")
-    assert child.stderr.count("\n") == 1 and child.stderr.startswith("Error: cannot open 'org/model': HF_HUB_OFFLINE")
+def test_offline_with_nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what the variable sets, once imported
+    called = call("run", "org/model", "--drop-layers", "2")
+    assert called.failed().startswith("cannot open 'org/model': HF_HUB_OFFLINE") and called.err.count("\n") == 1
     assert not list(Path().iterdir())
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from hf_prune.amounts import Sizes, check_units
 from hf_prune.architecture import FAMILIES, decoder_of
 from hf_prune.architecture.sublayers import part_sizes
 from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
+from hf_prune.evaluation import flops
 from hf_prune.evaluation.flops import flops_per_token, module_flops
 from hf_prune.plan import choose_plan
 from hf_prune.records import Plan, Scores
@@ -247,15 +249,29 @@ def test_flops_are_those_of_the_running_model(model_type: str) -> None:
     assert found[""] - blocks[1] - blocks[6] == 12 * flops_per_token(model, 12)
 
 
+def counted_anew(model: PreTrainedModel) -> dict[str, int]:
+    flops._counted.cache_clear()
+    return module_flops(model, 9)
+
+
 def test_flops_do_not_depend_on_dtype_device_or_attention_kernel() -> None:
     model = tiny_model("qwen2")
-    expected = module_flops(model, 9)
-    assert module_flops(model.to(torch.bfloat16), 9) == expected
+    expected = counted_anew(model)
+    assert counted_anew(model.to(torch.bfloat16)) == expected
     with torch.device("meta"):
         blank = type(model)(model.config)
-    assert module_flops(blank, 9) == expected
+    assert counted_anew(blank) == expected
     model.config._attn_implementation = "flash_attention_2"
-    assert module_flops(model, 9) == expected
+    assert counted_anew(model) == expected
+
+
+def test_flops_of_the_same_shape_are_counted_once() -> None:
+    expected = dict(counted_anew(tiny_model("llama", 2)))
+    module_flops(tiny_model("llama", 2), 9).clear()
+    assert module_flops(tiny_model("llama", 2, seed=1), 9) == expected and flops._counted.cache_info().misses == 1
+    for other in (tiny_model("llama", 3), tiny_model("opt", 2), tiny_model("llama", 2, intermediate_size=64)):
+        assert module_flops(other, 9) != expected
+    assert module_flops(tiny_model("llama", 2), 8) != expected
 
 
 def test_text_that_is_longer_costs_attention_more_for_each_token() -> None:

@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from hf_prune import calibration
 from hf_prune.chat import Conversations
@@ -63,6 +64,50 @@ def test_an_answer_to_nothing_is_not_learned():
     assert rendered(first)[0][1] == "hi<|im_end|>"
 
 
+def test_answers_without_a_word_are_not_learned():
+    call = {"role": "assistant", "tool_calls": [{"name": "look"}]}
+    talk = [TALK[0], call, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "it is 42"}]
+    for template in (CHATML, MARKED):
+        assert rendered(talk, template)[0][1] == "it is 42<|im_end|>"
+        assert rendered(turns("hello", " "), template) == []
+
+
+def test_contents_in_parts_are_joined_where_all_are_text(tmp_path, caplog):
+    parts = [{"type": "text", "text": "hi "}, {"type": "text", "text": "there"}]
+    image = [{"type": "image", "url": "cat.png"}, {"type": "text", "text": "there"}]
+    rows = [{"messages": [TALK[0], {"role": "assistant", "content": each}]} for each in (parts, image)]
+    tokenizer = chat_tokenizer()
+    samples = load(written(tmp_path / "chat.jsonl", rows), tokenizer)
+    [ids], [mask] = samples.sequences, samples.learned
+    assert tokenizer.decode(ids[mask]) == "hi there<|im_end|>"
+    assert "of 2 conversations, 1 were left out, as the chat template does not take them (its content" in caplog.text
+
+
+def test_a_token_across_the_border_of_a_turn_belongs_to_the_one_it_begins_in():
+    """Without special tokens, "the" lies across the borders of "…t", "he", and "…t", "hen"."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} t{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    talk = turns("a", "he said t", "he end?", "so")
+    assert rendered(talk, template) == [("a the said the end? tso", " said theso")]
+    changing = template.replace("{{ m.content }}{% endif", "{% if loop.last %}!{% endif %}{{ m.content }}{% endif")
+    with pytest.raises(DataError, match="otherwise when more follows"):
+        rendered(talk, changing)
+
+
+def test_a_tokenizer_that_ends_texts_does_not_end_prompts():
+    tokenizer = chat_tokenizer(None)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"<s> $A {end}", special_tokens=[("<s>", 1), (end, tokenizer.eos_token_id)]
+    )
+    pair = ["What is it? ", "the sea"]
+    assert rendered(pair, tokenizer=tokenizer) == [(f"<s>What is it? the sea{end}", f"the sea{end}")]
+    [prompt] = Conversations(tokenizer, 100, frozenset()).prompts([json.dumps(pair)])
+    assert tokenizer.decode(prompt) == "<s>What is it? "
+
+
 def test_templates_that_rewrite_earlier_turns_are_refused():
     assert rendered(turns("a", "b"), CHANGING)[0][1] == "<think></think>b<|im_end|>"
     with pytest.raises(DataError, match=r"otherwise when more follows.*\{% generation %\}"):
@@ -94,7 +139,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_pat
     assert sorted(map(len, samples.sequences))[-1] == 200 and samples.use.samples == 2
     assert all(bool(mask[1:].any()) and len(mask) == len(ids) for ids, mask in
                zip(samples.sequences, samples.learned, strict=True))  # fmt: skip
-    assert "of 4 conversations, 2 were left out, as 200 tokens leave no room" in caplog.text
+    assert "of 4 conversations, 2 were left out, as their first 200 tokens hold no answer" in caplog.text
     assert "of 4 conversations, 2 were cut off at 200 tokens" in caplog.text
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune import judging, precision
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import structural_copy
 from hf_prune.architecture.sublayers import has_part, part_module
 from hf_prune.errors import ConfigError, MeasureError
@@ -31,9 +31,8 @@ from hf_prune.tries import branchings
 from hf_prune.units import Cut, Part, Unit, as_cut, layers_of
 
 from .making import TEXT, reference
-from .tiny import DEPTH, VOCAB, tiny_model, tokens
+from .tiny import DEPTH, VOCAB, every_type, tiny_model, tokens
 
-MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 SEQUENCES = [tokens(1, length, length)[0] for length in (7, 12, 4, 12, 9)]
 FEW = SEQUENCES[3:]
 
@@ -89,7 +88,7 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
             handle.remove()
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_scores_are_those_of_the_rebuilt_model(model_type: str) -> None:
     model = exact(model_type)
     keep = random.Random(model_type).randrange(DEPTH)
@@ -133,7 +132,7 @@ def zeroed(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_head_is_the_models_own(model_type: str) -> None:
     model = tiny_model(model_type)
     decoder = decoder_of(model)

@@ -16,6 +16,15 @@ from hf_prune.healing.keeper import Keeper
 from hf_prune.output import Finished
 from tests.cli.support import Called, call, done, fast, planted, recipe_file, tree
 
+FILES_CHILD = """
+import os, signal, sys
+import hf_prune.file_to_file
+from hf_prune.cli import main
+
+hf_prune.file_to_file.check_streamed = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
 CHILD = """
 import os, signal, sys
 import torch
@@ -47,9 +56,6 @@ if place == "checkpoint":
     Keeper.on_save = dying(Keeper.on_save, lambda self, args, state, control: state.global_step == 1)
 elif place == "the check of the output":
     hf_prune.writers.check_reload = die
-elif place == "the check of the files":
-    import hf_prune.file_to_file
-    hf_prune.file_to_file.check_streamed = die
 elif place == "clearing away":
     hf_prune.run.remove = die
 else:
@@ -131,9 +137,9 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return counts
 
 
-def child(kill: str, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def child(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", CHILD, kill, *words],
+        [sys.executable, "-c", code, *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
@@ -162,7 +168,7 @@ def test_kill_9(
     kill: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    killed = child(kill, words)
+    killed = child(CHILD, kill, *words)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert Path("out.run").is_dir()
     assert Path("out").exists() == (kill == "at clearing away")  # there whole, or not at all
@@ -242,7 +248,7 @@ def test_kill_9_while_files_are_checked(base: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     words = ("prune", str(base), "--method", "simple", "--drop-layers", "3", "--output", "out")
     done(*words[:-1], "unstopped")
-    killed = child("in the check of the files", words)
+    killed = child(FILES_CHILD, *words)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not Path("out").exists() and Path("out.run").is_dir()
 

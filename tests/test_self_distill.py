@@ -1,5 +1,6 @@
 """Self-data distillation: the original answers the prompts of a dataset, and its answers are learned."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_the_models_own_end_tokens_end_answers(model, tokenizer):
     found, _ = answered(ends, tokenizer, prompts(*[5] * 10))
     assert found and all(int(ids[-1]) % 2 == 0 or len(ids) == 24 for ids, _ in found)
     assert all((ids[mask][:-1] % 2 == 1).all() for ids, mask in found)
+
+
+def test_a_model_that_never_answers_is_given_up(tokenizer, monkeypatch):
+    monkeypatch.setattr(self_distill, "_HOPELESS", 8)
+    silent = tiny_model("llama", 1, vocab_size=CHAT_VOCAB)
+    silent.generation_config.eos_token_id = list(range(CHAT_VOCAB))
+    endless = (torch.tensor([5, 5 + number % 200, 5 + number // 200]) for number in itertools.count())
+    found, answers = answered(silent, tokenizer, itertools.islice(endless, 40), samples=2)
+    assert not found and answers.empty == answers.asked == 8
 
 
 def test_stuck_answers_and_repeated_prompts_are_left_out(model, tokenizer, monkeypatch):

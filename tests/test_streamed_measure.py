@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_prune import memory_budget, precision
-from hf_prune.architecture import FAMILIES, Decoder, decoder_of
+from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.block_reader import CheckpointFiles
 from hf_prune.block_weights import StreamedWeights
 from hf_prune.errors import ArchitectureError, CheckpointError, MeasureError, OutputError
@@ -25,9 +25,8 @@ from hf_prune.samples import Batch, Samples, batches
 from hf_prune.skeleton import skeleton
 from hf_prune.tensors import TensorEntry
 from tests.making import TEXT, act_between_blocks, reference
-from tests.tiny import DEPTH, tiny_model, tokens
+from tests.tiny import DEPTH, every_type, tiny_model, tokens
 
-MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 CONVERTED = ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "deepseek_v3", "afmoe")
 SEQUENCES = tuple(tokens(1, length, length)[0] for length in (6, 11, 4, 11, 9))
 FEW = SEQUENCES[:3]  # a padded batch of two, and a smaller one
@@ -45,7 +44,7 @@ def streamed(source: Source, dtype: str = "auto", budget: int | None = None) -> 
     return decoder, StreamedWeights(decoder, source.folder, states_budget=budget)
 
 
-@pytest.fixture(params=MODEL_TYPES)
+@pytest.fixture(params=every_type())
 def model_type(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_prune import Pruner, PrunerConfig, loading, streaming
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import block_sizes, parameter_bytes
 from hf_prune.checkpoint import weight_files
 from hf_prune.dry_run import preview
@@ -23,9 +23,8 @@ from hf_prune.run_folder import RunFolder
 from tests.cli.support import planted, recipe
 from tests.making import base_folder, edit_json, logits
 from tests.test_reload_streamed import in_process  # noqa: F401 (a fixture)
-from tests.tiny import tokens
+from tests.tiny import every_type, tokens
 
-MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 TEXT = "The wind in the thin grass was gone, and the sea was calm. Café and thé in the rain. "
 
 
@@ -62,7 +61,7 @@ def same_tensors(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_the_config_tells_what_blocks_weigh(model_type: str, tmp_path: Path) -> None:
     model, folder = base_folder(tmp_path, model_type)
     blank = loading.blank_model(folder, "base")

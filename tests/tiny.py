@@ -1,9 +1,13 @@
 """Tiny real models of every architecture, built from configs: eight blocks, a few thousand parameters."""
 
+from collections.abc import Container
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hf_prune.architecture import FAMILIES
 
 DEPTH = 8
 VOCAB = 96
@@ -43,6 +47,18 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoe": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "minimax": {"block_size": 8},
 }  # fmt: skip
+
+# Their blocks and heads are made of what those of other families are made of.
+_ALIKE = (
+    "mistral", "ministral", "gemma", "qwen2_moe", "stablelm", "starcoder2", "olmo", "olmo3", "smollm3", "granitemoe",
+    "cohere2", "exaone4", "glm", "glm4", "ernie4_5", "nemotron",
+)  # fmt: skip
+
+
+def every_type(without: Container[str] = ()) -> list[Any]:
+    """Every supported model type as a parameter of a test; those that are made like others are slow."""
+    types = [name for family in FAMILIES for name in family.model_types if name not in without]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in _ALIKE else name for name in types]
 
 
 def tiny_config(model_type: str, depth: int = DEPTH, **overrides: Any) -> Any:

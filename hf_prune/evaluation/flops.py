@@ -1,14 +1,16 @@
 """How many floating-point operations a model does for a token, counted by torch while it reads a prompt."""
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.errors import ArchitectureError
 from hf_prune.runner import evaluating
@@ -82,10 +84,25 @@ def module_flops(model: PreTrainedModel, prompt_tokens: int) -> dict[str, int]:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    return dict(_counted(_Blank(type(model), repr(vars(config) | {"_name_or_path": ""}), config), prompt_tokens))
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """A model that can be made: the same one where class and settings are the same."""
+
+    kind: type[PreTrainedModel]
+    settings: str
+    config: PretrainedConfig = field(compare=False)
+
+
+# Models of one shape are asked about again and again: by each healing, and by each row of a comparison.
+@functools.lru_cache(maxsize=32)
+def _counted(asked: _Blank, prompt_tokens: int) -> dict[str, int]:
     # Kernels of GPUs alone do not take tensors without numbers.
-    kernel = "sdpa" if getattr(type(model), "_supports_sdpa", False) else "eager"
+    kernel = "sdpa" if getattr(asked.kind, "_supports_sdpa", False) else "eager"
     with torch.device("meta"):
-        blank: Any = type(model)._from_config(config, attn_implementation=kernel, dtype=torch.float32)
+        blank: Any = asked.kind._from_config(asked.config, attn_implementation=kernel, dtype=torch.float32)
     counter = FlopCounterMode(display=False, custom_mapping=_MORE)
     # Grouped products of experts know their shapes in this dtype alone.
     with evaluating(blank.to(torch.bfloat16)), FakeTensorMode(allow_non_fake_inputs=True):
@@ -96,7 +113,7 @@ def module_flops(model: PreTrainedModel, prompt_tokens: int) -> dict[str, int]:
                 blank(input_ids=ids, use_cache=False)
         except RuntimeError as error:
             raise ArchitectureError(
-                f"the FLOPs of a {type(model).__name__} cannot be counted without running it "
+                f"the FLOPs of a {asked.kind.__name__} cannot be counted without running it "
                 f"({str(error).splitlines()[0][:120]}); take a share of the parameters (sparsity_of='parameters')"
             ) from error
     root = type(blank).__name__

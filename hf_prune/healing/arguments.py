@@ -81,7 +81,7 @@ def training_arguments(
         seed=config.seed,
         data_seed=config.seed,
         use_cpu=device.type == "cpu",
-        # An incomplete last batch of each pass is left out, so that every step has its full size.
+        # An incomplete last forward of each pass is left out; the last step of a pass may have fewer forwards.
         dataloader_drop_last=len(rows) >= micro,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,

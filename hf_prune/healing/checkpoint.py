@@ -50,7 +50,8 @@ def check_samples(samples: Samples, held_out: Samples, config: HealingConfig, vo
         vocabulary: ids that the model knows.
 
     Raises:
-        DataError: no text, sequences too short or too long, unknown token ids, or text on both sides.
+        DataError: no text, sequences too short or too long, or of which nothing is learned, unknown token ids, or text
+            on both sides.
     """
     for kind, text in (("healing", samples), ("held-out", held_out)):
         if not text.sequences:
@@ -61,6 +62,13 @@ def check_samples(samples: Samples, held_out: Samples, config: HealingConfig, vo
             if len(ids) < 2 or len(ids) > (config.max_length or 0):
                 raise DataError(
                     f"{kind} sequence {index} has {len(ids)} tokens; expected from 2 to max_length={config.max_length}"
+                )
+        for index, learned in enumerate(text.learned or ()):
+            # A step of such rows alone would have no mean.
+            if not bool(learned[1:].any()):
+                raise DataError(
+                    f"{kind} sequence {index} has no token to be learned behind its first one; expected at least one "
+                    "in each. Leave it out"
                 )
         highest = max(int(ids.max()) for ids in text.sequences)
         if highest >= vocabulary:

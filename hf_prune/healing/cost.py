@@ -9,17 +9,19 @@ blocks of the frozen prefix that are not run, and l the lowest block that holds 
                   met once more, each product of two activations twice
     weights       a·s of what is trained itself, + 2·n·s for adapters
     recomputing   Σ F(i) for i ≥ l, where activations are not kept
+    DoRA          + 4·m·s for adapted maps of m numbers, where there is dropout: they meet what it leaves once more
     original      Σ F of its blocks that run beside, + F(head) where its predictions are asked for
 
 A multiplication and an addition count as two. Block l counts as a whole, although the part of it below the lowest
-trained weight passes no gradient on; norms, activations, softmax, the optimizer and measurements on held-out text do
-not count, pads do. What is stored counts where it is made: hidden states in the first pass over the text, predictions
-of the original before the first step.
+trained weight passes no gradient on; norms (DoRA's of weights too), activations, softmax, the optimizer and
+measurements on held-out text do not count, pads do. What is stored counts where it is made: hidden states in the first
+pass over the text, predictions of the original before the first step.
 """
 
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -144,6 +146,7 @@ def training_cost(
     step = sum(blocks[prefix:], Cost()) + head + products + Cost(head.linear) + (beside or Cost())
     if chosen.kind == "adapters":
         step += Cost(6.0 * sum(p.numel() for p in trainee.parameters() if p.requires_grad and p.ndim > 1))
+        step += Cost(4.0 * sum(map(_met_again, trainee.modules())))
     else:
         step += Cost(sum(block.linear * _share(decoder.blocks[at]) for at, block in enumerate(blocks)))
         output = decoder.model.get_output_embeddings()
@@ -169,6 +172,14 @@ def block_costs(decoder: Decoder, length: int) -> tuple[list[Cost], Cost]:
 def _matrices(module: nn.Module) -> int:
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return sum(p.numel() for p in module.parameters() if p.ndim > 1 and id(p) not in tables)
+
+
+def _met_again(module: Any) -> int:
+    """Numbers of a map with DoRA, which tokens meet once more behind dropout; 0 of all other modules."""
+    if not getattr(module, "lora_magnitude_vector", None):
+        return 0
+    drops = any(isinstance(dropout, nn.Dropout) for dropout in module.lora_dropout.values())
+    return int(module.in_features * module.out_features) if drops else 0
 
 
 def _share(module: nn.Module) -> float:

@@ -6,11 +6,12 @@ from hf_prune import extras
 from hf_prune.config import HealingConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.optimizer import optimizer_names
-from hf_prune.healing.recipes import recipe_for
+from hf_prune.healing.prefix import check_frozen, no_sharing
+from hf_prune.healing.recipes import RECIPES, recipe_for
 from hf_prune.healing.registries import kind_of
 from hf_prune.healing.registries import loss as losses
 from hf_prune.healing.reporting import check_reporting
-from hf_prune.healing.settings import named
+from hf_prune.healing.settings import check_micro_batch, named
 from hf_prune.healing.step import parse_losses
 from hf_prune.memory_budget import parse_memory
 from hf_prune.registry import did_you_mean
@@ -26,11 +27,13 @@ class Cut:
         seam: whether whole blocks go, so that there are blocks beside a gap.
         replaced: whether blocks with fitted tensors stand in for what goes.
         patched: whether maps of the stream do, in place of blocks or attentions.
+        whole: whether whole blocks alone go, so that every one that stays keeps all of its parts.
     """
 
     seam: bool = True
     replaced: bool = True
     patched: bool = True
+    whole: bool = False
 
 
 _NEEDED = {
@@ -71,6 +74,8 @@ def check_settings(config: HealingConfig, recipe: str, *, original: bool = True,
     if needed and not getattr(cut, needed):
         raise ConfigError(f"healing.target='{found.target}' {why_not}")
     _check_losses(config, found, cut)
+    _check_sizes(found)
+    _check_prefix(found, cut)
     _check_packages(found)
     if found.store_budget is not None:
         try:
@@ -142,6 +147,22 @@ def _check_losses(config: HealingConfig, found: HealingConfig, cut: Cut) -> None
                 f"healing.{name}={value} is of losses that compare predictions, and the loss is '{found.loss}'. Take "
                 "loss 'kl', or leave it out"
             )
+
+
+def _check_sizes(found: HealingConfig) -> None:
+    """Sequences and batches."""
+    if found.max_length == 1:
+        raise ConfigError("healing.max_length=1 leaves no next token to learn; expected at least 2")
+    check_micro_batch(found.micro_batch_size, found.batch_size or RECIPES[str(found.method)].batch_size)
+
+
+def _check_prefix(found: HealingConfig, cut: Cut) -> None:
+    """A prefix that is to be kept, and cannot be whichever blocks go."""
+    if found.target == "full" or (cut.whole and found.target in ("mlp", "all")):
+        check_frozen(found.prefix, 0)
+    compares = any(term.needs != "nothing" for term in parse_losses(found))
+    if found.prefix == "share" and (not compares or found.teacher == "stored"):
+        raise no_sharing()
 
 
 def _check_packages(config: HealingConfig) -> None:

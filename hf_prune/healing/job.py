@@ -1,6 +1,7 @@
 """One healing run, settled before any weights are loaded: what is trained, on what, against what, and where."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,9 +178,16 @@ def _rows(samples: Samples, config: HealingConfig) -> Rows:
 
 
 def tokens_per_step(config: HealingConfig, rows: Rows) -> float:
-    """Tokens that one optimizer step reads, on average."""
+    """Tokens that one optimizer step reads, on average.
+
+    A pass over the text leaves an incomplete last forward out, and its last step has the forwards that are left.
+    """
     assert config.batch_size
-    return min(config.batch_size, len(rows)) * rows.tokens / len(rows)
+    micro = config.micro_batch_size or 1
+    size = min(micro, len(rows))
+    forwards = len(rows) // size
+    steps = math.ceil(forwards / (config.batch_size // micro))
+    return forwards * size / steps * rows.tokens / len(rows)
 
 
 def _device(asked: torch.device | str | None) -> torch.device:

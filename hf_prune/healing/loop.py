@@ -48,8 +48,9 @@ class HealingTrainer(Trainer):
         super().__init__(**kwargs)
         self._chosen, self._step, self._trainee = chosen, step, kwargs["model"]
         self._judge, self._cost, self._group = judge, cost, group
-        self._terms: dict[str, float] = {}
+        self._terms: dict[str, torch.Tensor] = {}
         self._terms_since = 0
+        self._tokens: torch.Tensor | None = None  # seen since the last log
         # Labels are told apart from ids by `Step`, which sums; Trainer is to count them as they are.
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
         # Nothing but `evaluate` would look at it, and that is our own.
@@ -68,16 +69,20 @@ class HealingTrainer(Trainer):
         if not self._terms:
             self._terms_since = self.state.global_step
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + float(value) / float(num_items_in_batch)
+            part = value / num_items_in_batch
+            self._terms[name] = self._terms[name] + part if name in self._terms else part
         loss = total / num_items_in_batch
         return loss * self.accelerator.num_processes  # the mean of all processes is taken of gradients
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does; with several terms of the loss, each of them too, nats per position."""
+        if self._tokens is not None:
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(self._tokens).sum())
+            self._tokens = None
         if "loss" in logs and self._terms:
             steps = self.state.global_step - self._terms_since
             if len(self._terms) > 1:
-                totals = torch.tensor(list(self._terms.values()), dtype=torch.float64)
+                totals = torch.stack([total.cpu() for total in self._terms.values()]).double()
                 self._group.add([totals])
                 logs |= {
                     f"loss_{name}": total / steps for name, total in zip(self._terms, totals.tolist(), strict=True)
@@ -109,9 +114,10 @@ class HealingTrainer(Trainer):
         return round(self._cost.of(rows, length, self.state.epoch or 0.0))
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        # Trainer counts by the mask, which there is none of where sequences share rows.
+        # Trainer counts by the mask, which there is none of where sequences share rows. The sum is read when it is
+        # logged, which it is before each checkpoint: to read it here would let a GPU wait in each micro-batch.
         tokens = inputs["lengths"].sum().to(self.args.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         state = self._chosen.state(self._trainee)

@@ -23,6 +23,7 @@ class Origin:
         source: gives the original's files; None, or giving None, where it lies in none.
         key: stands for the original's weights; what was computed with other weights has another one.
         replaced: positions in the pruned model of blocks that stand in for what went, with fitted tensors.
+        rescaled: whether the stream behind a gap has another size than the original's, which norms undo.
     """
 
     kept: tuple[int, ...]
@@ -34,6 +35,7 @@ class Origin:
     source: Callable[[], Source | None] | None = None
     key: str = ""
     replaced: tuple[int, ...] = ()
+    rescaled: bool = False
 
     @property
     def seams(self) -> tuple[int, ...]:

@@ -128,26 +128,44 @@ def choose_prefix(
     return Choice("recompute", f"{passes:.1f} passes over the text; stored states would pay from the second one on")
 
 
-def _refuse_useless(asked: str, frozen: int, shared: int, size: int, room: int, unfit: str | None) -> None:
-    if frozen == 0:
+def check_frozen(asked: str | None, frozen: int) -> None:
+    """Refuse to share or store a prefix that there is none of.
+
+    Args:
+        asked: `HealingConfig.prefix`.
+        frozen: see `frozen_depth`.
+
+    Raises:
+        ConfigError: no block is frozen.
+    """
+    if asked in ("store", "share") and frozen == 0:
         raise ConfigError(
             f"healing.prefix={asked!r}, but there is no frozen prefix: block 0 is trained, or hidden states are "
             "compared at it. Train blocks further up (healing.target 'last' or 'seam'), or leave prefix out"
         )
+
+
+def _refuse_useless(asked: str, frozen: int, shared: int, size: int, room: int, unfit: str | None) -> None:
+    check_frozen(asked, frozen)
     if unfit:
         raise ConfigError(f"healing.prefix={asked!r}: {unfit}. Take 'recompute'")
     if asked == "share" and shared == 0:
-        raise ConfigError(
-            "healing.prefix='share', but no original model is in memory that computes the same prefix; expected a "
-            "loss that compares with it (such as 'kl'), teacher='resident', and first blocks that the cut left alone. "
-            "Take 'store' or 'recompute'"
-        )
+        raise no_sharing()
     if asked == "store" and size > room:
         raise ConfigError(
             f"healing.prefix='store' takes {in_bytes(size)} on disk; expected at most {in_bytes(room)} "
             "(healing.store_budget, a tenth of the free disk where it is None). Raise the budget, or train on fewer "
             "or shorter texts, or take 'recompute'"
         )
+
+
+def no_sharing() -> ConfigError:
+    """There is nobody to share the prefix with."""
+    return ConfigError(
+        "healing.prefix='share', but no original model is in memory that computes the same prefix; expected a loss "
+        "that compares with it (such as 'kl'), teacher='resident', and first blocks that the cut left alone. Take "
+        "'store' or 'recompute'"
+    )
 
 
 def in_bytes(count: int) -> str:

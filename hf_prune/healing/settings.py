@@ -162,6 +162,7 @@ def _sized(
     if config.max_length is not None and max_length < config.max_length:
         log.warning("healing.max_length=%d is above the model's limit; using %d", config.max_length, limit)
     batch_size = config.batch_size or recipe.batch_size
+    check_micro_batch(config.micro_batch_size, batch_size)
     steps = config.steps or recipe.steps
     tokens = config.tokens
     if tokens is None:
@@ -199,13 +200,25 @@ def _rate(target: str, recipe: HealingRecipe, base_model: str) -> float:
     return ADAPTER_RATE if kind_of(target) == "adapters" else RATES.get(target, LOWEST_RATE)
 
 
+def check_micro_batch(asked: int | None, batch_size: int) -> None:
+    """Refuse forward passes that do not add up to a step.
+
+    Args:
+        asked: `HealingConfig.micro_batch_size`.
+        batch_size: sequences per step.
+
+    Raises:
+        ConfigError: it does not divide the batch.
+    """
+    if asked is not None and batch_size % asked:
+        raise ConfigError(
+            f"healing.micro_batch_size={asked} does not divide batch_size={batch_size}; expected one of: "
+            f"{', '.join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)}"
+        )
+
+
 def _micro_batch(asked: int | None, batch_size: int, max_length: int, device: torch.device) -> int:
     if asked is not None:
-        if batch_size % asked:
-            raise ConfigError(
-                f"healing.micro_batch_size={asked} does not divide batch_size={batch_size}; expected one of: "
-                f"{', '.join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)}"
-            )
         return asked
     fits = max(1, tokens_per_forward(device) // max_length)
     return max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fits)

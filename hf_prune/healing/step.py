@@ -126,8 +126,10 @@ class Step:
         compared = {position: states[position] for position in self.positions}
         return View(logits, inputs["labels"], compared, teacher, self.seams)
 
-    def __call__(self, model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, dict[str, float]]:
-        """The weighted sum of all terms over the positions that count, and each term's own sum.
+    def __call__(self, model: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum of all terms over the positions that count, and each term's own sum, without gradients.
+
+        All of them stay where they were computed: to read one would let a GPU wait in each micro-batch.
 
         Args:
             model: see `view`.
@@ -136,4 +138,4 @@ class Step:
         view = self.view(model, inputs)
         sums = {term.name: term.function(view) for term in self.losses}
         total = torch.stack([term.weight * sums[term.name] for term in self.losses]).sum()
-        return total, {name: float(value.detach()) for name, value in sums.items()}
+        return total, {name: value.detach() for name, value in sums.items()}

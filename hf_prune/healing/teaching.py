@@ -18,6 +18,7 @@ from hf_prune.healing.checkpoint import fingerprint
 from hf_prune.healing.cost import Cost
 from hf_prune.healing.origin import Origin
 from hf_prune.healing.original import Computing, check_fit, files_of, free, load_original, no_files
+from hf_prune.healing.prefix import in_bytes
 from hf_prune.healing.prefix_store import disk_room
 from hf_prune.healing.rows import Rows
 from hf_prune.healing.step import Teacher, WeightedLoss
@@ -87,8 +88,8 @@ def check_losses(losses: Sequence[WeightedLoss], positions: Sequence[int], lowes
         origin: what the cut was.
 
     Raises:
-        ConfigError: the original is not at hand; no whole block was dropped; or all that is compared lies below all
-            that is trained.
+        ConfigError: the original is not at hand; no whole block was dropped; all that is compared lies below all that
+            is trained; or the stream behind the cut was rescaled.
     """
     for term in losses:
         if term.needs == "nothing":
@@ -105,6 +106,12 @@ def check_losses(losses: Sequence[WeightedLoss], positions: Sequence[int], lowes
                 f"healing.loss '{term.name}' compares hidden states behind dropped blocks, and none of the "
                 f"{origin.depth} was dropped (those of a sliced model are turned and narrower, and compare with "
                 "nothing). Take loss 'kl'"
+            )
+        if origin.rescaled:
+            raise ConfigError(
+                f"healing.loss '{term.name}' compares hidden states with the original's, and surgery 'compensate' has "
+                "made those behind the cut smaller or larger by a factor that later blocks count on. Take loss 'kl', "
+                "or surgery 'drop'"
             )
         compared = origin.seams if term.needs == "seams" else positions
         if max(compared) <= lowest:
@@ -192,7 +199,10 @@ def beside(
         " in 4 bits" if wanted.mode == "nf4" else "", size / 1e9, freed / 1e9,
     )  # fmt: skip
     shared, why = min(frozen, origin.same_below), None
-    if shared:
+    if shared and computing.quantized != (wanted.mode == "nf4"):
+        whole, small = ("original", "healed model") if computing.quantized else ("healed model", "original")
+        why = f"frozen weights of the {small} are in 4 bits, and those of the {whole} are not (quantize, teacher)"
+    elif shared:
         why = same_blocks(decoder, pruned, parameters, shared, origin.kept)
     ways: dict[str, Any] = {"device": computing.device, "autocast": computing.autocast, "owned": owned}
     judge = Resident(decoder, origin.kept, (), predictions=True, **ways)
@@ -241,11 +251,11 @@ def on_disk(
         plans.insert(0, (Kept(top, config.temperature, wanted.positions, width, computing.dtype), rows))
     size = sum(kept.bytes(text) for kept, text in plans)
     room = disk_room(config.store_budget, folder)
-    told = f"{size / 1e9:.2f} GB on disk, {_a_token(plans[0][0])} bytes a token"
-    log.info("what the original makes of the text: %s; %.2f GB are allowed", told, room / 1e9)
+    told = f"{in_bytes(size)} on disk, {_a_token(plans[0][0])} bytes a token"
+    log.info("what the original makes of the text: %s; %s are allowed", told, in_bytes(room))
     if size > room:
         raise ConfigError(
-            f"healing.teacher='stored' takes {told}; expected at most {room / 1e9:.2f} GB (healing.store_budget, a "
+            f"healing.teacher='stored' takes {told}; expected at most {in_bytes(room)} (healing.store_budget, a "
             f"tenth of the free disk where it is None). Raise the budget, lower healing.top_k ({count}), or train on "
             "less text, or take teacher 'resident' or 'nf4'"
         )

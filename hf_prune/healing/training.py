@@ -114,7 +114,12 @@ def train_job(job: Job, *, progress: bool) -> Outcome:
 
 
 def _held_out(job: Job, trainee: torch.nn.Module) -> float | None:
-    return held_out_loss(trainee, job.held_out, batch_size=job.micro_batch_size) if job.quantized else None
+    if not job.quantized:
+        return None
+    # Trainer lets a model that it has trained go on in this arithmetic, and no other: before training, and where a
+    # finished run is taken up again, it is to be the same.
+    with torch.autocast(job.device.type, torch.bfloat16, enabled=job.autocast):
+        return held_out_loss(trainee, job.held_out, batch_size=job.micro_batch_size)
 
 
 def _prefix(job: Job, decoder: Decoder, teaching: Teaching, frozen: int) -> Opened:

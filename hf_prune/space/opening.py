@@ -17,8 +17,9 @@ from hf_prune.errors import CheckpointError, ConfigError, PruneError
 from hf_prune.healing.adapter import CONFIG, WEIGHTS
 from hf_prune.healing.merge import merge_adapter
 from hf_prune.healing.ranks import Ranks
-from hf_prune.output import ADAPTER
-from hf_prune.records import Healing, ModelRef
+from hf_prune.origins import origin_of
+from hf_prune.output import ADAPTER, Finished
+from hf_prune.records import ModelRef
 from hf_prune.space import disk, settings
 from hf_prune.space.asking import look
 from hf_prune.space.ids import shown, without_paths
@@ -35,13 +36,13 @@ _MOST_GROWTH, _MOST_TOKEN = 1000, 4096
 
 
 def load_half(
-    half: Half, adapter: Healing | None, visitor: Visitor, progress: Callable[[str], None]
+    half: Half, adapter: Finished | None, visitor: Visitor, progress: Callable[[str], None]
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Download one model of a pair and load it, with its adapter merged where it has one.
 
     Args:
         half: which, as `pairs.find` found it.
-        adapter: record of the healing that lies beside its weights as an adapter; None where none does.
+        adapter: records of the model where its healing lies beside its weights as an adapter; None where none does.
         visitor: who asks, and may read it.
         progress: is told in words what is done.
 
@@ -78,7 +79,7 @@ def _guarded(load: Callable[[], Any], name: str) -> Any:
         raise CheckpointError(f"'{name}' cannot be loaded: {type(error).__name__}: {said}") from None
 
 
-def _load(half: Half, folder: Path, adapter: Healing | None) -> tuple[PreTrainedModel, Tokenizer]:
+def _load(half: Half, folder: Path, adapter: Finished | None) -> tuple[PreTrainedModel, Tokenizer]:
     config = read_config(folder, half.name)
     text = config.get_text_config(decoder=True)
     check_checkpoint(folder, text, half.name)
@@ -130,9 +131,11 @@ def _growth(value: Any) -> int:
     return min(grown, _MOST_GROWTH + 1)
 
 
-def _heal(model: PreTrainedModel, folder: Path, healing: Healing, name: str) -> None:
+def _heal(model: PreTrainedModel, folder: Path, records: Finished, name: str) -> None:
     """Merge an adapter into the weights, so that writing is not slowed by it; peft is not asked."""
-    check = check_healing(folder.parent, model, healing)
+    healing = records.healing
+    assert healing is not None
+    check = check_healing(folder.parent, model, healing, origin_of(records.plan))
     if check.status != "pass" or not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"the adapter of '{name}' is not the one of its records: {check.reason or 'none there'}")
     merge_adapter(model, load_file(folder / WEIGHTS), Ranks.recorded(healing.settings).scaling)

@@ -8,7 +8,7 @@ from hf_prune.architecture import base_type
 from hf_prune.demo import pair as demo
 from hf_prune.errors import ConfigError
 from hf_prune.output import Finished
-from hf_prune.records import Healing, ModelRef
+from hf_prune.records import ModelRef
 from hf_prune.space import asking, disk, settings
 from hf_prune.space.asking import Repo
 from hf_prune.space.cache import Want, models
@@ -91,12 +91,12 @@ def opened(pair: Pair, visitor: Visitor, progress: Callable[[str], None] = lambd
         yield Loaded(original, pruned, tokenizer, pruned_tokenizer)
 
 
-def adapter_of(records: Finished) -> Healing | None:
-    """The record of healing, where it lies beside the weights as an adapter."""
-    return records.healing if records.healing is not None and records.healing.output == "adapter" else None
+def adapter_of(records: Finished) -> Finished | None:
+    """The records, where they tell of healing that lies beside the weights as an adapter."""
+    return records if records.healing is not None and records.healing.output == "adapter" else None
 
 
-def _want(half: Half, adapter: Healing | None, visitor: Visitor, progress: Callable[[str], None]) -> Want:
+def _want(half: Half, adapter: Finished | None, visitor: Visitor, progress: Callable[[str], None]) -> Want:
     # The same model of other pairs is the same entry; with and without its adapter it is not the same model.
     key = (half.name, half.commit, half.dtype, adapter is not None)
     return Want(key, half.bytes, lambda: load_half(half, adapter, visitor, progress))

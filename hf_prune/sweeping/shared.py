@@ -192,6 +192,10 @@ class Shared:
                 device=first_device(self.original()),
                 run_folder=self._healing_run(recipe).path,
             )
+            # The recipe's own are each point's to fit: what is cut may be narrower than they are.
+            asked, settings = self._config.healing, self._settings[recipe]
+            open_ = {name: getattr(asked, name) for name in ("rank", "alpha", "last_blocks")}
+            self._settings[recipe] = dataclasses.replace(settings, **open_)
         return self._settings[recipe]
 
     def healing_texts(self, recipe: str) -> dict[str, Samples]:

@@ -1,5 +1,6 @@
 """What end-to-end tests share: a tiny base model, a recipe that takes a second, the command line in this process."""
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -32,13 +33,22 @@ HEALING = HealingConfig(
     save_steps=1, quantize="none",
 )  # fmt: skip
 EVALUATION = EvaluationConfig(samples=4, max_length=LENGTH, prompts=("The sea",), new_tokens=3, speed=False)
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+"""The smallest PNG file."""
+
 CALIBRATION = CalibrationConfig(samples=6, max_length=LENGTH, batch_size=3)
 
 
 def fast(patch: pytest.MonkeyPatch) -> None:
-    """Check saved models without a new process for each, and measure no machine, so that healing is repeatable."""
+    """Check saved models without a new process for each, draw pictures that nobody sees, measure no machine.
+
+    So healing is repeatable, and what is drawn takes no time: `tests.test_plots` looks at pictures.
+    """
     patch.setattr("hf_prune.reload.reload_level", lambda model: "streamed")
     patch.setattr("hf_prune.file_to_file.check_streamed", _checked_here)
+    patch.setattr("hf_prune.plotting.drawing.png", lambda figure: PIXEL)
     patch.setattr("hf_prune.healing.job.probe", lambda device, parameters: SPEED)
 
 

@@ -8,17 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.architecture import decoder_of
-from hf_prune.architecture.families import FAMILIES
 from hf_prune.architecture.writes import check_scale_free, writes_of
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
 from hf_prune.fitting.compensate import compensate
 from hf_prune.fitting.seams import Magnitudes, factors, walk
 
 from ..making import logits
-from ..tiny import DEPTH, tiny_model, tokens
+from ..tiny import DEPTH, every_type, tiny_model, tokens
 from .support import apart, cut, fitted, passed_by, silence, states, task_of, texts
 
-TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 GONE = (2, 3, 5)
 
 
@@ -38,7 +36,7 @@ def factors_of(model: PreTrainedModel, layers: tuple[int, ...]) -> tuple[float, 
     return factors(seen.result()["magnitudes"], task.windows(), "")
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_the_same_as_a_factor_at_each_seam(model_type: str, tmp_path: Path) -> None:
     model, ids = without_eps(tiny_model(model_type)), tokens(3)
     one, two = factors_of(model, GONE)
@@ -52,7 +50,7 @@ def test_the_same_as_a_factor_at_each_seam(model_type: str, tmp_path: Path) -> N
         assert apart(logits(model, ids), wanted) > 1e-3
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_the_table_names_all_that_writes(model_type: str) -> None:
     """At -offset, the parameters write nothing: the stream leaves every block as it came."""
     decoder = decoder_of(tiny_model(model_type))

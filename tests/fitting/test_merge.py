@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from hf_prune.architecture import decoder_of
-from hf_prune.architecture.families import FAMILIES
 from hf_prune.errors import ArchitectureError, ConfigError
 from hf_prune.fitting.merge import merge
 from hf_prune.records import Plan
 
 from ..making import logits
-from ..tiny import tiny_model, tokens
+from ..tiny import every_type, tiny_model, tokens
 from .support import cut, fitted, task_of
 
 MODES: list[dict[str, Any]] = [
@@ -111,7 +110,7 @@ def test_several_windows(tmp_path: Path) -> None:
 MIXED = {"qwen2_moe", "qwen3_moe", "qwen3_next", "lfm2", "deepseek_v3", "afmoe"}
 
 
-@pytest.mark.parametrize("model_type", [model_type for family in FAMILIES for model_type in family.model_types])
+@pytest.mark.parametrize("model_type", every_type())
 def test_every_family(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
     if model_type in MIXED:

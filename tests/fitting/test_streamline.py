@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hf_prune.architecture import decoder_of
-from hf_prune.architecture.families import FAMILIES
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.fitting import streamline as module
 from hf_prune.fitting.seams import split
@@ -17,7 +16,7 @@ from hf_prune.fitting.streamline import streamline
 from hf_prune.samples import batches
 
 from ..making import logits
-from ..tiny import tiny_model, tokens
+from ..tiny import every_type, tiny_model, tokens
 from .support import apart, cut, fitted, silence, states, task_of, texts
 
 TEXT = texts(20)
@@ -102,7 +101,7 @@ def test_half_precision_is_trained_in_float32(tmp_path: Path) -> None:
     assert made.dtype == torch.bfloat16 and torch.isfinite(logits(made, tokens())).all()
 
 
-@pytest.mark.parametrize("model_type", [model_type for family in FAMILIES for model_type in family.model_types])
+@pytest.mark.parametrize("model_type", every_type())
 def test_every_family(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
     plan = fitted(model, (3, 4), "streamline", tmp_path, TEXT[:10], epochs=2)

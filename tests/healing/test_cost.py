@@ -72,6 +72,19 @@ def test_adapters_by_hand():
     assert found.step.square == plain.step.square
 
 
+def test_dora_meets_its_maps_once_more_behind_dropout():
+    told, real = [], []
+    for dropout in (0.0, 0.05):
+        decoder = decoder_of(model())
+        chosen = Adapters.of(decoder, "mlp")
+        trainee = chosen.begin(decoder.model, settings(dropout=dropout, use_dora=True)).train()
+        told.append(training_cost(decoder, trainee, chosen, length=LENGTH).of(ROWS, LENGTH))
+        real.append(counted(trainee))
+    assert told[1] - told[0] == ROWS * LENGTH * 4 * DEPTH * MLP
+    below = 2 * 2 * 32 * 48  # the lowest block's first two maps pass no gradient on
+    assert real[1] - real[0] == told[1] - told[0] - ROWS * LENGTH * below
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3", "gemma2", "opt"])
 def test_as_torch_counts_it_when_all_is_trained(model_type):
     decoder = decoder_of(model(model_type))

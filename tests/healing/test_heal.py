@@ -284,3 +284,15 @@ def test_checkpoints_ask_nobody_and_leave_nothing_else(pruned, tmp_path, monkeyp
     assert kept == ["checkpoint-10", "checkpoint-12"]
     saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("count", [21, 20, 16, 3])
+def test_the_budget_is_what_is_read_also_where_the_last_step_of_a_pass_is_smaller(pruned, tmp_path, count):
+    samples, held_out = split_text(21, 6)
+    same = tuple(torch.arange(3 + at, 11 + at) for at in range(count))  # each of 8 tokens
+    samples = Samples(same, dataclasses.replace(samples.use, samples=count, tokens=8 * count))
+    # passes of 21, and of 20, are steps of 16 and of 4: ten rows on average
+    config = settings(batch_size=16, micro_batch_size=4, steps=1000, tokens=8 * 60, eval_steps=100, save_steps=100)
+    record = healed(pruned, tmp_path / "run", config, data=(samples, held_out)).record
+    assert record.tokens == pytest.approx(8 * 60, abs=8 * 16)
+    assert record.steps == planned_steps(config, Rows.of(samples)) == {21: 6, 20: 6, 16: 3, 3: 20}[count]

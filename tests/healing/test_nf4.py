@@ -157,3 +157,16 @@ def test_resume_in_four_bits(tmp_path, monkeypatch):
     assert result.record.held_out == expected.record.held_out
     state = expected.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in result.model.state_dict().items())
+
+
+def test_a_finished_run_that_is_taken_up_again_says_the_same(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "pruned")
+    config = settings(quantize="nf4", steps=4)
+    first, again = (
+        heal(folder, *split_text(), config, run_folder=tmp_path / "run", base_model="o/b", progress=False).record
+        for _ in range(2)
+    )
+    assert again.held_out == first.held_out
+    # the stations in 4 bits and the curve are measured in one arithmetic
+    assert first.held_out.quantized == first.curve[0].loss
+    assert first.held_out.adapter_quantized == first.curve[-1].loss

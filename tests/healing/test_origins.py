@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hf_prune.architecture import decoder_of
+from hf_prune.errors import ConfigError
 from hf_prune.fitting.nbl import nbl
 from hf_prune.fitting.sparsify import sparsify
 from hf_prune.fitting.task import Task
+from hf_prune.healing.step import compared_positions, parse_losses
+from hf_prune.healing.teaching import check_losses
 from hf_prune.origins import origin_of
 from hf_prune.records import Operation, Plan, Slicing
 from hf_prune.units import Unit
@@ -20,6 +23,7 @@ from hf_prune.units import Unit
 from ..fitting.support import cut, fitted, texts
 from ..making import reference
 from ..tiny import DEPTH, tiny_model, tokens
+from .support import settings
 
 Make = Callable[[PreTrainedModel, Path], Plan]
 DROP = Operation("drop", (3, 4))
@@ -87,6 +91,23 @@ def test_blocks_that_are_not_the_originals_own(name: str, tmp_path: Path) -> Non
             other.add(at)
     assert other == {*changed, *patched}
     assert origin.same_below == min([*other, *origin.seams, pruned.num_layers])
+
+
+@pytest.mark.parametrize(("name", "rescaled"), [("scale", True), ("scale gains", True), ("fold", False)])
+def test_a_stream_of_another_size_is_not_compared(name: str, rescaled: bool, tmp_path: Path) -> None:
+    model_type, make, *_ = CUTS[name]
+    model = tiny_model(model_type)
+    origin = origin_of(make(model, tmp_path), lambda: model)
+    assert origin.rescaled == rescaled
+    for loss in ("kl=1,seam=0.1", "hidden"):
+        terms = parse_losses(settings(loss=loss))
+        positions = compared_positions(terms, origin)
+        if rescaled:
+            with pytest.raises(ConfigError, match=r"surgery 'compensate'.*Take loss 'kl'"):
+                check_losses(terms, positions, 0, origin)
+        else:
+            check_losses(terms, positions, 0, origin)
+    check_losses(parse_losses(settings(loss="kl")), (), 0, origin)
 
 
 def test_only_what_writes_nothing_is_silent(tmp_path: Path) -> None:

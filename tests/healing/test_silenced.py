@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -11,8 +12,9 @@ from hf_prune.architecture import decoder_of
 from hf_prune.architecture.sublayers import write_parameters
 from hf_prune.errors import ArchitectureError
 from hf_prune.healing.targets import find_targets
-from hf_prune.output import ADAPTER
+from hf_prune.output import ADAPTER, Finished
 from hf_prune.records import Operation, Plan
+from hf_prune.space.opening import _heal
 from hf_prune.units import Unit
 from hf_prune.verify import verify
 
@@ -36,6 +38,10 @@ def test_they_stay_silent(model_type: str, output: str, tmp_path: Path, monkeypa
         for name in write_parameters(blocks[unit.layer], unit.part):
             assert not blocks[unit.layer].get_parameter(name).any(), (unit, name)
     if output == "adapter":
+        healed = AutoModelForCausalLM.from_pretrained(folder)
+        _heal(healed, folder / ADAPTER, Finished.load(folder), folder.name)  # as the Space does, without PEFT
+        for name, tensor in pruner.model.merge_and_unload().state_dict().items():
+            torch.testing.assert_close(healed.state_dict()[name], tensor)
         held = load_file(folder / ADAPTER / "adapter_model.safetensors")
         assert held
         for unit in units:

@@ -12,6 +12,7 @@ from hf_prune.architecture import decoder_of
 from hf_prune.errors import ConfigError
 from hf_prune.healing import heal
 from hf_prune.healing.budget import Throughput
+from hf_prune.healing.cost import Cost
 from hf_prune.healing.held_out import held_out_loss
 from hf_prune.healing.judge import Judge
 from hf_prune.healing.origin import Origin
@@ -110,6 +111,18 @@ def test_what_nobody_asks_for_is_not_run(model_type):
     assert not heads
     whole = Resident(decoder, KEPT, (), predictions=True, device=CPU).cost(12)
     assert 0 < teacher.cost(12).linear < whole.linear * 4 / 6
+
+
+def test_where_nothing_is_asked_nothing_is_run():
+    decoder = decoder_of(pair("llama")[0])
+    teacher = Resident(decoder, KEPT, (), predictions=False, device=CPU)
+    with counting(decoder.blocks) as counts:
+        view = teacher.view(inputs())
+    assert (view.logits, view.states, view.prefix) == (None, {}, None)
+    assert counts == [0] * DEPTH
+    assert teacher.cost(12) == Cost()
+    alone = Resident(decoder, KEPT, (), predictions=False, shared=2, device=CPU).view(inputs())
+    assert alone.prefix is not None
 
 
 def test_somebody_elses_model_is_left_as_it_was():
@@ -267,7 +280,12 @@ def test_predictions_on_disk_say_what_the_original_says(model_type, temperature,
             step = Step(decoder, terms, positions=positions, teacher=teacher, seams=origin.seams)
             total, each = step(pruned, batch)
             total.backward()
-            found.append((each, torch.cat([p.grad.flatten() for p in pruned.parameters() if p.grad is not None])))
+            found.append(
+                (
+                    {name: float(value) for name, value in each.items()},
+                    torch.cat([p.grad.flatten() for p in pruned.parameters() if p.grad is not None]),
+                )
+            )
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
         torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
     one, two = (Judge(held_out, teacher, batch_size=2)(pruned) for teacher in (there.judge, on.judge))

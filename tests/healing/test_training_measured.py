@@ -6,12 +6,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_prune.errors import ConfigError
 from hf_prune.healing import heal
 from hf_prune.healing import judge as judge_module
 from hf_prune.healing.keeper import Keeper, last_checkpoint
+from hf_prune.healing.loop import HealingTrainer
 from hf_prune.healing.registries import loss
+from hf_prune.healing.step import Step
 from hf_prune.records import Healing
 from hf_prune.samples import Samples
 from tests.healing.support import SPEED, pruned_checkpoint, settings, split_text
@@ -196,6 +199,36 @@ def test_several_terms_are_logged_each(pruned, tmp_path):
     for entry in logs:
         assert entry["loss_test_half"] == pytest.approx(entry["loss_next_token"] / 2)
         assert entry["loss"] == pytest.approx(1.25 * entry["loss_next_token"], rel=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read off a tensor, for which a GPU would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def test_between_two_logs_no_number_is_read(pruned, tmp_path, monkeypatch):
+    reads, inside = Reads(), Reads()
+
+    def watched(owner, name, mode):
+        real = getattr(owner, name)
+
+        def run(*args, **kwargs):
+            with mode:
+                return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, run)
+
+    watched(HealingTrainer, "compute_loss", reads)
+    watched(HealingTrainer, "_track_num_input_tokens", reads)
+    watched(Step, "view", inside)  # models look at their masks
+    result = go(pruned, tmp_path / "run", settings(steps=4))
+    assert reads.count == inside.count
+    assert result.record.tokens == result.record.curve[-1].tokens > 0
 
 
 def test_the_bar_shows_both_perplexities(pruned, tmp_path, capsys):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.architecture.ends import ending_of
 from hf_prune.errors import ConfigError
 from hf_prune.healing import heal, held_out_loss
@@ -22,7 +22,7 @@ from hf_prune.healing.trainer import last_checkpoint
 from hf_prune.healing.weights import Weights
 from hf_prune.units import Unit
 
-from ..tiny import tiny_model, tokens
+from ..tiny import every_type, tiny_model, tokens
 from .support import SETTINGS, pruned_checkpoint, settings, split_text
 
 FLOAT32 = Throughput(flops=1e12, dtype="float32")
@@ -62,7 +62,7 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
     return load_file(found / "trained.safetensors")
 
 
-@pytest.mark.parametrize("model_type", [name for family in FAMILIES for name in family.model_types])
+@pytest.mark.parametrize("model_type", every_type())
 def test_what_comes_behind_the_blocks_is_what_runs_there(model_type: str) -> None:
     model = tiny_model(model_type)
     decoder, behind = decoder_of(model), set[str]()

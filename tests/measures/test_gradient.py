@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.architecture.sublayers import part_modules
 from hf_prune.errors import ConfigError, MeasureError
 from hf_prune.measure import measure_model
@@ -14,9 +14,8 @@ from hf_prune.registry import measure
 from hf_prune.samples import Batch, Samples, batches
 
 from ..making import TEXT, reference
-from ..tiny import DEPTH, tiny_model, tokens
+from ..tiny import DEPTH, every_type, tiny_model, tokens
 
-MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 SEQUENCES = [tokens(1, 12)[0], tokens(1, 9, seed=1)[0], tokens(1, 5, seed=2)[0]]
 
 
@@ -61,7 +60,7 @@ def test_taylor_is_the_loss_that_weights_one_by_one_take_with_them() -> None:
     assert importances["mlp"][1] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_taylor_of_every_family_is_autograd_s(model_type: str) -> None:
     model, reference = tiny_model(model_type), tiny_model(model_type)
     importances = found("taylor", model)["importances"]

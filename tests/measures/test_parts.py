@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune import prune_layers
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.measure import measure_model
 from hf_prune.planners.order import top_k
 from hf_prune.planners.problem import Problem
@@ -17,10 +17,8 @@ from hf_prune.samples import Samples
 from hf_prune.units import Unit
 
 from ..making import TEXT, logits, reference
-from ..tiny import DEPTH, tiny_model
+from ..tiny import DEPTH, every_type, tiny_model
 from .walking import SEQUENCES, captured, measured, write_nothing
-
-MODEL_TYPES = [t for family in FAMILIES for t in family.model_types if t != "mamba"]
 
 # The module of a block that reads what attention has left, where MLP comes behind it.
 READERS = {
@@ -81,7 +79,7 @@ def test_parts_are_measured_where_they_add(model_type: str) -> None:
     assert found["forwards"] == (2.5 if model_type in READERS else 3)  # two batches; the first tells which it is
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type(without=["mamba"]))
 def test_every_family_has_both_parts(model_type: str) -> None:
     model = tiny_model(model_type)
     before = logits(model, SEQUENCES[0][None])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_prune.architecture import FAMILIES, decoder_of
+from hf_prune.architecture import decoder_of
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError
 from hf_prune.records import Operation, Plan
 from hf_prune.runner import Walker
@@ -20,10 +20,9 @@ from hf_prune.surgery import apply_plan
 
 from ..making import base_folder, logits
 from ..test_streamed_surgery import assert_same, plan_of, tensors_of
-from ..tiny import DEPTH, tiny_model
+from ..tiny import DEPTH, every_type, tiny_model
 from .support import METHODS, SEQUENCES, kept_of, sparse
 
-MODEL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 EXPERTS = {
     "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "gpt_oss", "granitemoe", "deepseek_v3", "afmoe",
 }  # fmt: skip
@@ -32,7 +31,7 @@ EXPERTS = {
 # ---- linear maps, and what enters them
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", every_type())
 def test_norms_are_those_of_the_inputs_without_pads(model_type: str) -> None:
     fixed = model_type in EXPERTS | {"gpt_neo"}
     decoder = decoder_of(tiny_model(model_type, depth=DEPTH if fixed else 2))

@@ -25,11 +25,7 @@ def last(decoder: Decoder, config: HealingConfig, origin: Origin) -> Weights:
         ConfigError: the model has fewer blocks.
     """
     depth = decoder.num_layers
-    count = min(LAST_BLOCKS, depth) if config.last_blocks is None else config.last_blocks
-    if count > depth:
-        raise ConfigError(
-            f"healing.last_blocks={count}, and '{decoder.name}' has {depth} blocks; expected at most {depth}"
-        )
+    count = last_blocks(config, depth, decoder.name)
     ending = ending_of(decoder)
     names = {*in_blocks(decoder, range(depth - count, depth), origin.silent), *ending.norm}
     warning = None
@@ -41,3 +37,22 @@ def last(decoder: Decoder, config: HealingConfig, origin: Origin) -> Weights:
     else:
         names |= set(ending.head)
     return Weights.of(decoder, [name for name, _ in decoder.model.named_parameters() if name in names], warning)
+
+
+def last_blocks(config: HealingConfig, depth: int, name: str) -> int:
+    """How many blocks target "last" trains.
+
+    Args:
+        config: what the user set.
+        depth: blocks of the pruned model.
+        name: what the model is called in errors.
+
+    Raises:
+        ConfigError: the model has fewer blocks.
+    """
+    count = min(LAST_BLOCKS, depth) if config.last_blocks is None else config.last_blocks
+    if count > depth:
+        raise ConfigError(
+            f"healing.last_blocks={count}, and '{name}' has {depth} blocks left; expected at most {depth}"
+        )
+    return count
