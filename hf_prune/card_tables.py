@@ -51,7 +51,7 @@ def percent(share: float) -> str:
     Raises:
         MeasureError: not finite.
     """
-    return f"{finite(share):.1%}"
+    return f"{finite(share):z.1%}"  # z: what rounds to nothing has no minus
 
 
 def size(count: int) -> str:

@@ -4,7 +4,7 @@ from hf_prune.config import HealingConfig, PrunerConfig
 from hf_prune.errors import CheckpointError
 from hf_prune.healing.early import Cut, check_settings
 from hf_prune.healing.recipes import recipe_for
-from hf_prune.origins import origin_of
+from hf_prune.origins import RESCALING, origin_of
 from hf_prune.plan import check_healable
 from hf_prune.records import ModelRef, Plan
 
@@ -73,7 +73,8 @@ def cut_of(config: PrunerConfig, plan: Plan | None = None) -> Cut:
     if plan is not None:
         origin = origin_of(plan)
         maps = any(op.kind in ("patch", "linearize") for op in plan.operations)
-        return Cut(bool(origin.seams), bool(origin.replaced), maps)
+        return Cut(bool(origin.seams), bool(origin.replaced), maps, rescaled=origin.rescaled)
     recipe = config.recipe()
     blocks = recipe.cuts == "layers" and recipe.unit == "block"
-    return Cut(blocks, recipe.surgery in _STANDING_IN, recipe.surgery in _PATCHING, blocks)
+    rescaled = recipe.surgery == RESCALING
+    return Cut(blocks, recipe.surgery in _STANDING_IN, recipe.surgery in _PATCHING, blocks, rescaled)

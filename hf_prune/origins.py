@@ -14,7 +14,7 @@ _STRUCTURAL = ("drop", "patch")
 _STANDING_IN = ("replace", "linearize")
 """Operations that put fitted tensors in the place of a block's own."""
 
-_RESCALING = "compensate"
+RESCALING = "compensate"
 """The fitted surgery that replaces gains of norms by the same ones divided, which stands in for nothing."""
 
 
@@ -51,8 +51,8 @@ def origin_of(
         changed=positions(*(kinds - set(_STRUCTURAL))) if plan.slicing is None else tuple(range(len(plan.kept))),
         silent=plan.silenced,
         patched=positions("patch"),
-        replaced=() if plan.surgery == _RESCALING else positions(*_STANDING_IN),
-        rescaled=plan.surgery == _RESCALING and bool(positions("scale", "replace")),
+        replaced=() if plan.surgery == RESCALING else positions(*_STANDING_IN),
+        rescaled=plan.surgery == RESCALING and bool(positions("scale", "replace")),
         load=load,
         source=source,
         key=key,

@@ -32,6 +32,7 @@ WAYS = (
 RATES = {"mlp": 3e-3, "all": 3e-3, "seam": 2e-3, "last": 1e-3, "full": 5e-4}
 """Learning rates: of two or three that were tried on 40,000 tokens, those with the lowest held-out loss."""
 
+_LINES = {"next_token": ":", "kl": "-"}
 _PICTURES = {"tokens": "recovery-tokens.png", "flops": "recovery-flops.png"}
 
 
@@ -145,7 +146,7 @@ def render(found: Ways) -> str:
     """A row for each way, the best held-out loss first within each number of layers and tokens, as Markdown."""
     header = [
         "layers gone", "tokens", "trained / loss", "seeds", "parameters trained", "bits per byte", "KL", "BLiMP",
-        "held-out loss regained", "PFLOP", "seconds",
+        "held-out loss regained", "TFLOP", "seconds",
     ]  # fmt: skip
     lines = [header, ["---"] * len(header)]
     lines.append(["none", "", "(original)", "", "", *_figures([found.original]), "", "", ""])
@@ -158,11 +159,11 @@ def render(found: Ways) -> str:
     for count, figures in sorted(pruned.items()):
         lines.append([str(count), "0", "(not healed)", "", "", *_figures([figures]), "0 %", "", ""])
     for (count, budget, name), ways in sorted(groups.items(), key=lambda item: (item[0][:2], -_regained(item[1]))):
-        flops = sum(way.healing.curve[-1].flops for way in ways) / len(ways) / 1e15
+        flops = sum(way.healing.curve[-1].flops for way in ways) / len(ways) / 1e12
         seconds = sum(way.healing.seconds for way in ways) / len(ways)
         lines.append([
             str(count), f"{budget:,}", f"`{name}`", str(len(ways)), f"{ways[0].healing.trained_parameters:,}",
-            *_figures([way.healed for way in ways]), f"{_regained(ways):.0%}", f"{flops:.3g}", f"{seconds:.0f}",
+            *_figures([way.healed for way in ways]), f"{_regained(ways):.0%}", f"{flops:.2f}", f"{seconds:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -210,8 +211,11 @@ def draw(found: Ways, budget: int, drop: int) -> dict[str, bytes]:
             if (way.budget, len(way.dropped), way.seed) != (budget, drop, 0):
                 continue
             points = [(getattr(point, against), _share(way.healing, point.loss)) for point in way.healing.curve]
-            style = {"mlp": "-", "all": "--", "seam": "-.", "last": ":", "full": (0, (1, 1))}[way.name.split("/")[0]]
-            axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", markersize=3, label=way.name)
+            target, loss = way.name.split("/")
+            axes.plot(
+                *zip(*points, strict=True), color=f"C{list(RATES).index(target)}", linestyle=_LINES.get(loss, "--"),
+                marker="o", markersize=3, label=way.name,
+            )  # fmt: skip
         axes.set_xlabel({"tokens": "training tokens", "flops": "floating point operations"}[against])
         axes.set_ylabel("share of the lost held-out loss regained")
         axes.grid(alpha=0.3)

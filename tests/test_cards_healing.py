@@ -7,7 +7,7 @@ import re
 import pytest
 from matplotlib.image import imread
 
-from hf_prune import card_healing
+from hf_prune import card_healing, card_tables
 from hf_prune.cards import generate
 from hf_prune.cli.running import _healed
 from hf_prune.errors import MeasureError
@@ -259,3 +259,7 @@ def test_figures_that_mean_nothing_are_refused(field: str, bad: float) -> None:
     curve = (*CURVE[:-1], dataclasses.replace(CURVE[-1], **{field: bad}))
     with pytest.raises(MeasureError, match="finite"):
         full(healing=healed(curve=curve))
+
+
+def test_a_share_that_rounds_to_nothing_has_no_minus() -> None:
+    assert [card_tables.percent(share) for share in (-0.0004, 0.0, -0.012)] == ["0.0%", "0.0%", "-1.2%"]

@@ -58,7 +58,7 @@ def test_shares_and_means_by_hand(found: Ways) -> None:
     row = healing_ways.render(Ways(found.original, (first, second))).splitlines()[-1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:4] == [str(len(one.dropped)), "90", "`seam/kl`", "2"]
-    assert cells[-3:] == ["38%", "3", "15"]  # (50 % + 25 %) / 2, PFLOP, seconds
+    assert cells[-3:] == ["38%", "3000.00", "15"]  # (50 % + 25 %) / 2, TFLOP, seconds
 
 
 def test_curves_begin_where_the_pruned_model_stands(found: Ways) -> None:

@@ -192,7 +192,9 @@ def test_from_recipe_to_verified_folder(
         assert written["model_type"] == "llama" and "NOT used" in card
 
 
-@pytest.mark.parametrize(("method", "options"), [("nbl", {}), ("emulated-updates", {"rank": 4})])
+@pytest.mark.parametrize(
+    ("method", "options"), [("nbl", {}), pytest.param("emulated-updates", {"rank": 4}, marks=pytest.mark.slow)]
+)
 def test_the_code_in_the_folder_is_enough(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Saving loads the folder in a process that knows nothing of this package, and compares."""
     base = planted(tmp_path / "base", (), depth=5)

@@ -13,6 +13,7 @@ from hf_prune.healing.registries import loss as losses
 from hf_prune.healing.reporting import check_reporting
 from hf_prune.healing.settings import check_micro_batch, named
 from hf_prune.healing.step import parse_losses
+from hf_prune.healing.teaching import rescaled_stream
 from hf_prune.memory_budget import parse_memory
 from hf_prune.registry import did_you_mean
 
@@ -28,12 +29,14 @@ class Cut:
         replaced: whether blocks with fitted tensors stand in for what goes.
         patched: whether maps of the stream do, in place of blocks or attentions.
         whole: whether whole blocks alone go, so that every one that stays keeps all of its parts.
+        rescaled: whether the stream behind a gap gets another size than the original's; see `Origin.rescaled`.
     """
 
     seam: bool = True
     replaced: bool = True
     patched: bool = True
     whole: bool = False
+    rescaled: bool = False
 
 
 _NEEDED = {
@@ -139,6 +142,8 @@ def _check_losses(config: HealingConfig, found: HealingConfig, cut: Cut) -> None
                 f"healing.loss '{term.name}' compares hidden states behind dropped blocks, and no whole block goes. "
                 "Take loss 'kl'"
             )
+        if term.needs in ("seams", "behind") and cut.rescaled:
+            raise rescaled_stream(term.name)
     known = {name for term in terms for name in losses.get(term.name).options()}
     for name in ("temperature", "top_k"):
         value = getattr(config, name)

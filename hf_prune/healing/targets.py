@@ -82,8 +82,8 @@ def find_targets(decoder: Decoder, kind: str, silent: Collection[Unit] = ()) -> 
     if fused:
         share = "all of its" if not mlp else "some of its"
         warning = (
-            f"The experts of '{decoder.name}' are fused tensors ({', '.join(fused)}), which carry no adapters; "
-            f"healing leaves {share} MLP weights as they are"
+            f"The model's experts are fused tensors ({', '.join(fused)}), which carry no adapters; healing leaves "
+            f"{share} MLP weights as they are"
         )
         warning += " and trains attention instead." if not mlp and kind == "mlp" else "."
     if not names and fused:

@@ -108,11 +108,7 @@ def check_losses(losses: Sequence[WeightedLoss], positions: Sequence[int], lowes
                 "nothing). Take loss 'kl'"
             )
         if origin.rescaled:
-            raise ConfigError(
-                f"healing.loss '{term.name}' compares hidden states with the original's, and surgery 'compensate' has "
-                "made those behind the cut smaller or larger by a factor that later blocks count on. Take loss 'kl', "
-                "or surgery 'drop'"
-            )
+            raise rescaled_stream(term.name)
         compared = origin.seams if term.needs == "seams" else positions
         if max(compared) <= lowest:
             raise ConfigError(
@@ -120,6 +116,18 @@ def check_losses(losses: Sequence[WeightedLoss], positions: Sequence[int], lowes
                 f"lowest block that is trained is {lowest}: nothing below changes, so that the loss is a constant. "
                 "Train blocks below the cut (healing.target 'mlp', 'all' or 'seam'), or take loss 'kl'"
             )
+
+
+def rescaled_stream(loss: str) -> ConfigError:
+    """What is said where hidden states have another size than the original's.
+
+    Args:
+        loss: name of the loss that compares them.
+    """
+    return ConfigError(
+        f"healing.loss '{loss}' compares hidden states with the original's, and surgery 'compensate' makes those "
+        "behind the cut smaller or larger by a factor that later blocks count on. Take loss 'kl', or surgery 'drop'"
+    )
 
 
 def asked(config: HealingConfig, losses: Sequence[WeightedLoss], positions: Sequence[int]) -> Asked | None:

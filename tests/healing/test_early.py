@@ -51,6 +51,15 @@ def test_refused_before_the_model_is_looked_at(fields: dict[str, Any], message: 
         check_healing(PrunerConfig(drop_layers=2, healing=HealingConfig(**fields)))
 
 
+@pytest.mark.parametrize("loss", ["hidden", "kl=1,seam=0.1"])
+def test_a_stream_that_will_be_rescaled_is_not_compared(loss: str) -> None:
+    rescaling = PrunerConfig(drop_layers=2, surgery="compensate", healing=HealingConfig(loss=loss, target="seam"))
+    with pytest.raises(ConfigError, match=r"surgery 'compensate' makes .*Take loss 'kl', or surgery 'drop'"):
+        check_healing(rescaling)
+    check_healing(dataclasses.replace(rescaling, surgery="drop"))
+    check_healing(dataclasses.replace(rescaling, healing=HealingConfig(loss="kl", target="seam")))
+
+
 @pytest.mark.parametrize("name", ["method", "target", "loss"])
 def test_an_empty_name_is_no_default(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}=''; expected a name"):

@@ -238,6 +238,11 @@ def test_unusable_text_is_refused_before_loading(pruned, tmp_path, monkeypatch):
     refused("healing sequence 0 has 1 tokens", samples=Samples((torch.tensor([5]),), samples.use))
     refused("expected from 2 to max_length=6", max_length=6)
     refused("token id 96; the model knows ids below 96", samples=Samples((torch.tensor([5, 96]),), samples.use))
+    silent = tuple(torch.arange(len(ids)) == 0 for ids in samples.sequences)
+    refused(r"healing sequence 0 has no token to be learned", samples=dataclasses.replace(samples, learned=silent))
+    silent = tuple(torch.ones(len(ids), dtype=torch.bool) for ids in held_out.sequences[1:])
+    silent = (torch.arange(len(held_out.sequences[0])) == 0, *silent)
+    refused(r"held-out sequence 0 has no token", held_out=dataclasses.replace(held_out, learned=silent))
     shared = Samples((*held_out.sequences[:5], samples.sequences[0]), held_out.use)
     refused("1 of 6 held-out sequences are in the healing text too", held_out=shared)
     with pytest.raises(ConfigError, match=r"\['rank'\] are None.*resolve"):

@@ -65,7 +65,7 @@ def test_fused_experts_fall_back_to_attention_and_say_so(model_type):
     model = tiny_model(model_type)
     targets = find_targets(decoder_of(model, "org/moe"), "mlp")
     assert set(targets.names) == {f"self_attn.{n}_proj" for n in "qkvo"}
-    assert "experts of 'org/moe' are fused tensors" in targets.warning
+    assert "model's experts are fused tensors" in targets.warning
     assert targets.warning.endswith("trains attention instead.")
 
 

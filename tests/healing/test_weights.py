@@ -114,6 +114,7 @@ def test_a_tied_head_stays_and_that_is_told(model_type: str) -> None:
     assert len(everything.names) == len(list(model.named_parameters()))
     assert everything.lowest == 0
     assert "one table" in str(everything.warning)
+    assert "tiny" not in f"{found.warning}{everything.warning}"  # cards repeat both: no folder's name
 
 
 @pytest.mark.parametrize(

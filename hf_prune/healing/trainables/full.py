@@ -24,5 +24,5 @@ def full(decoder: Decoder, config: HealingConfig, origin: Origin) -> Weights:
     """
     warning = None
     if ending_of(decoder).tied:
-        warning = f"Head and embeddings of '{decoder.name}' are one table, which was trained in both places at once."
+        warning = "Head and embeddings are one table, which was trained in both places at once."
     return Weights.of(decoder, speaking(decoder, origin.silent), warning)

@@ -31,8 +31,8 @@ def last(decoder: Decoder, config: HealingConfig, origin: Origin) -> Weights:
     warning = None
     if ending.tied:
         warning = (
-            f"The head of '{decoder.name}' is its table of embeddings, which lies below every frozen block: it was "
-            "left as it is, and the last blocks and the last norm were trained."
+            "The model's head is its table of embeddings, which lies below every frozen block: it was left as it is, "
+            "and the last blocks and the last norm were trained."
         )
     else:
         names |= set(ending.head)
