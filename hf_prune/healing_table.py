@@ -5,7 +5,7 @@ from typing import Any
 from hf_prune.healing.recipes import AUTO, RECIPES
 from hf_prune.healing.registries import kind_of, loss, trainable
 from hf_prune.method_table import in_words, source_id
-from hf_prune.registry import Entry
+from hf_prune.registry import Entry, Registry
 
 RECIPE_HEADER = ("recipe", "target", "loss", "steps", "rate", "paper", "what it is")
 TARGET_HEADER = ("target", "trains", "source", "what it is")
@@ -33,14 +33,14 @@ def recipe_rows() -> list[tuple[str, ...]]:
 
 def target_rows() -> list[tuple[str, ...]]:
     """A row for each target, under `TARGET_HEADER`."""
-    return [(entry.name, kind_of(entry.name), source_id(entry.url), entry.title) for entry in trainable]
+    return [(entry.name, kind_of(entry.name), source_id(entry.url), entry.title) for entry in _sorted(trainable)]
 
 
 def loss_rows() -> list[tuple[str, ...]]:
     """A row for each loss, under `LOSS_HEADER`."""
     return [
         (entry.name, compares(entry), source_id(entry.url), f"{entry.title}; {in_words(entry.options())}")
-        for entry in loss
+        for entry in _sorted(loss)
     ]
 
 
@@ -57,6 +57,11 @@ def described() -> dict[str, Any]:
         | {"settings": vars(recipe.other), "models": {model: vars(row) for model, row in recipe.models.items()}}
         for name, recipe in RECIPES.items()
     }
-    targets = {e.name: {"title": e.title, "trains": kind_of(e.name), "url": e.url} for e in trainable}
-    losses = {e.name: {"title": e.title, "needs": e.needs, "options": e.options(), "url": e.url} for e in loss}
+    targets = {e.name: {"title": e.title, "trains": kind_of(e.name), "url": e.url} for e in _sorted(trainable)}
+    losses = {e.name: {"title": e.title, "needs": e.needs, "options": e.options(), "url": e.url} for e in _sorted(loss)}
     return {"recipes": recipes | {AUTO: {"title": AUTO_TITLE}}, "targets": targets, "losses": losses}
+
+
+def _sorted(registry: Registry) -> list[Entry]:
+    """By name: which file registers first depends on who imported it first."""
+    return sorted(registry, key=lambda entry: entry.name)

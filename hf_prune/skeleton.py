@@ -263,9 +263,7 @@ def sources_of(decoder: Decoder, parameters: Collection[str], stored: Collection
         stored: names of the checkpoint's tensors.
     """
     wanted = set(parameters)
-    return {
-        name for piece in _pieces(decoder.model, stored) if piece.target in wanted for name, _ in piece.sources
-    }
+    return {name for piece in _pieces(decoder.model, stored) if piece.target in wanted for name, _ in piece.sources}
 
 
 def _pieces(model: PreTrainedModel, entries: Collection[str]) -> list[Piece]:
