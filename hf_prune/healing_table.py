@@ -58,7 +58,9 @@ def described() -> dict[str, Any]:
         for name, recipe in RECIPES.items()
     }
     targets = {e.name: {"title": e.title, "trains": kind_of(e.name), "url": e.url} for e in _sorted(trainable)}
-    losses = {e.name: {"title": e.title, "needs": e.needs, "options": e.options(), "url": e.url} for e in _sorted(loss)}
+    losses = {
+        e.name: {"title": e.title, "needs": e.needs, "options": e.options(), "url": e.url} for e in _sorted(loss)
+    }
     return {"recipes": recipes | {AUTO: {"title": AUTO_TITLE}}, "targets": targets, "losses": losses}
 
 
