@@ -30,7 +30,7 @@ WAYS = (
 """As many pairs of what and loss as were compared."""
 
 RATES = {"mlp": 3e-3, "all": 3e-3, "seam": 2e-3, "last": 1e-3, "full": 5e-4}
-"""Learning rates: of two or three that were tried on 40,000 tokens, those with the lowest held-out loss."""
+"""Learning rates: of two or three that were tried on 40,000 to 60,000 tokens, those with the lowest held-out loss."""
 
 _LINES = {"next_token": ":", "kl": "-"}
 _PICTURES = {"tokens": "recovery-tokens.png", "flops": "recovery-flops.png"}
