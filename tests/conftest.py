@@ -25,6 +25,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     stop_session_hub()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Only a machine that loses power could tell the difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _little_to_collect() -> None:
     """Dropped models are collected at once; without this, each time all that was ever imported is walked through."""

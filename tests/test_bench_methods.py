@@ -22,6 +22,7 @@ from hf_prune.comparing.record import Comparison
 from hf_prune.comparing.standings import perplexity, standings
 from hf_prune.config import EvaluationConfig, PrunerConfig
 from hf_prune.errors import ArchitectureError, ConfigError, MeasureError, OutputError
+from hf_prune.plotting.drawing import png
 from hf_prune.records import Healing, Plan
 from hf_prune.sweeping.sweep import sweep
 from tests.cli.support import fast, planted, recipe, tree
@@ -109,7 +110,10 @@ def without_clock(found: Comparison) -> Comparison:
     return dataclasses.replace(found, attempts=tuple(alike), original=original)
 
 
-def test_methods_meet_on_equal_terms(base: Path, tmp_path: Path, calls: Counter[str], draws: None) -> None:
+def test_methods_meet_on_equal_terms(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Counter[str], draws: None
+) -> None:
+    monkeypatch.setattr("hf_prune.plotting.drawing.png", png)
     out = tmp_path / "out"
     found = compared(base, out, methods=["simple", "slicegpt", "sleb", "uidl"])
     assert [a.name for a in found.attempts] == ["simple-2-s0", "slicegpt-0.25-s0", "sleb-2-s0", "uidl-2-s0"]

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from hf_prune.figures import ModelEvaluation, Perplexity
-from hf_prune.plotting.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, png
+from hf_prune.plotting.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, encode, new_figure
 from hf_prune.sweeping.record import STAGES, Picture, Stage, Sweep, accuracy, counted
 
 QUALITY_FILE, FIDELITY_FILE, ACCURACY_FILE = PICTURES = ("quality.png", "fidelity.png", "accuracy.png")
@@ -92,7 +92,7 @@ def _draw(sweep: Sweep, value: Value, label: str, quality: bool) -> bytes:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return png(figure)
+    return encode(figure, "png")
 
 
 def _line(

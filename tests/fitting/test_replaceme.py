@@ -22,9 +22,8 @@ from hf_prune.registry import fitted as registry
 from hf_prune.samples import batches
 
 from ..making import logits, reference
-from ..tiny import tiny_model, tokens
+from ..tiny import every_type, tiny_model, tokens
 from .support import apart, cut, fitted, passed_by, silence, states, task_of, texts
-from .test_compensate import TYPES
 
 WIDTH = 32
 BOTH = ("replaceme", "replaceme_cosine")
@@ -55,7 +54,7 @@ def small(seed: int = 5) -> torch.Tensor:
     return 0.3 * torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("model_type", [model_type for model_type in TYPES if model_type not in REFUSED])
+@pytest.mark.parametrize("model_type", every_type(without=REFUSED))
 def test_folding_is_the_map_behind_the_mlp(model_type: str, tmp_path: Path) -> None:
     """Blocks whose attention and MLP are parallel are no exception: what their MLP writes is added as it is too."""
     # Of the families with experts, those of the table have a dense layer in front of this window.
