@@ -212,7 +212,15 @@ def _in_words(model: ModelRef) -> str:
 def scores_digest(scores: Scores) -> str:
     """The sha256 of a scores record; of one that an older version wrote, the same as that version found."""
     told = {name: value for name, value in scores.to_dict().items() if name not in _NEWER or value not in (None, {})}
+    told = {name: _before_answers(value) for name, value in told.items()}
     return hashlib.sha256(serial.dumps(told).encode()).hexdigest()
+
+
+def _before_answers(value: Any) -> Any:
+    """A text's record as it was written before answers could be told in it, where it tells none."""
+    if not isinstance(value, dict) or value.get("answers", "") is not None:
+        return value
+    return {name: each for name, each in value.items() if name != "answers"}
 
 
 _NEWER = ("importances", "importance_errors", "whole", "forwards")

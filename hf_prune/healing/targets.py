@@ -146,7 +146,7 @@ def _named(decoder: Decoder, kind: str, linears: Collection[str], silenced: bool
     unknown = next((part for part in wanted if not found.get(part)), None)
     if unknown is None:
         return list(dict.fromkeys(name for part in wanted for name in found[part]))
-    registered = [entry.name for entry in trainable] if len(wanted) == 1 else []
+    registered = sorted(entry.name for entry in trainable) if len(wanted) == 1 else []
     last = [name.rpartition(".")[2] for name in (*linears, unknown)]
     known = list(dict.fromkeys([*registered, *last[:-1], *linears]))
     close = difflib.get_close_matches(unknown, known, n=_NEAREST) or difflib.get_close_matches(last[-1], known, n=1)

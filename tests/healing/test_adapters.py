@@ -182,7 +182,10 @@ def test_names_are_those_of_linear_maps(target: str, names: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("q_prj", ["'q_prj' is no linear map", "Did you mean 'q_proj'", "one of mlp, all", "self_attn.o_proj"]),
+        (
+            "q_prj",
+            ["'q_prj' is no linear map", "Did you mean 'q_proj'", "one of all, full, last, mlp", "self_attn.o_proj"],
+        ),
         ("mpl", ["Did you mean 'mlp'"]),
         ("q_proj,up_prj", ["'up_prj' is no", "Did you mean 'up_proj'", "Expected names with commas between of: mlp."]),
         ("proj", ["'proj' is no"]),
