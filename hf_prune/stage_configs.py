@@ -181,7 +181,8 @@ class HealingConfig:
         tokens: training tokens at most; None takes what suits the machine.
         max_length: tokens per sequence.
         held_out_samples: sequences kept for the held-out loss.
-        eval_steps: optimizer steps between measurements on the held-out text; None chooses ten in a run.
+        eval_steps: optimizer steps between measurements on the held-out text; None chooses ten in a run, or fewer
+            where they would take more than a tenth of its time.
         patience: such measurements without a gain after which training stops; None never stops early.
         stop_on: what the best checkpoint is told by: held-out "loss", or "kl" from the original.
         report_to: where Trainer logs to: "tensorboard", "wandb", "trackio".

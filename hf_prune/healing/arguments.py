@@ -1,6 +1,5 @@
 """What Trainer is told: our settings in its words."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -12,9 +11,6 @@ from hf_prune.errors import ConfigError
 from hf_prune.healing.rows import Rows
 from hf_prune.healing.together import forwards_per_step
 
-_MEASUREMENTS = 10
-"""Of the held-out text in a run, unless the settings say."""
-
 
 def training_arguments(
     rows: Rows,
@@ -23,7 +19,6 @@ def training_arguments(
     folder: Path,
     device: torch.device,
     autocast: bool,
-    recompute: bool,
     group: Group,
     first: bool,
 ) -> TrainingArguments:
@@ -36,7 +31,6 @@ def training_arguments(
         folder: for checkpoints.
         device: where the model is.
         autocast: whether matrix products run in bfloat16.
-        recompute: whether activations are computed again in the backward pass.
         group: the processes that train together.
         first: whether the run begins; the untrained model is measured then.
 
@@ -44,11 +38,10 @@ def training_arguments(
         ConfigError: a batch cannot be shared evenly, or the group is not that of the environment.
     """
     assert config.batch_size and config.micro_batch_size and config.learning_rate and config.save_steps
-    assert config.warmup_steps is not None and config.schedule and config.beta2 is not None
+    assert config.warmup_steps is not None and config.schedule and config.beta2 is not None and config.eval_steps
     micro = min(config.micro_batch_size, len(rows))
-    eval_steps = config.eval_steps or math.ceil(steps / _MEASUREMENTS)
     best = config.patience is not None
-    save_steps = eval_steps if best else config.save_steps
+    save_steps = config.eval_steps if best else config.save_steps
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -63,12 +56,12 @@ def training_arguments(
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=autocast,
-        activation_checkpointing=recompute,
-        activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
-        logging_steps=max(1, min(save_steps, eval_steps, steps // 50)),
+        activation_checkpointing=bool(config.recompute),
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.recompute else None,
+        logging_steps=max(1, min(save_steps, config.eval_steps, steps // 50)),
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=eval_steps,
+        eval_steps=config.eval_steps,
         eval_on_start=first,
         save_steps=save_steps,
         # The last two, as the last may be cut off; and the best.

@@ -1,6 +1,7 @@
 """The held-out loss: next-token loss on text that was not trained on."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +12,13 @@ from hf_prune.samples import Samples, batches
 
 
 @torch.inference_mode()
-def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *, batch_size: int = 4) -> float:
+def held_out_loss(
+    model: torch.nn.Module | PreTrainedModel,
+    samples: Samples,
+    *,
+    batch_size: int = 4,
+    watch: Callable[[int, torch.Tensor], None] | None = None,
+) -> float:
     """Mean next-token loss over all predicted tokens, nats per token; pads count nowhere.
 
     The total negative log-likelihood is summed in float64 from float32 logits and divided by the number of predicted
@@ -21,6 +28,7 @@ def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *,
         model: causal language model.
         samples: held-out text.
         batch_size: sequences at once.
+        watch: shown the logits of each batch, (sequences, length, vocabulary), with the number of its first sequence.
 
     Raises:
         MeasureError: the loss is not finite.
@@ -30,6 +38,7 @@ def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *,
     evaluation_mode(model)
     learned = iter(_learned(samples))
     total = torch.zeros((), dtype=torch.float64)
+    seen = 0
     try:
         with fast_arithmetic(model), joined_arithmetic(model):
             for batch in batches(samples.sequences, batch_size):
@@ -39,6 +48,9 @@ def held_out_loss(model: torch.nn.Module | PreTrainedModel, samples: Samples, *,
                     length = int(mask.sum())  # pads are on the right
                     nll = torch.nn.functional.cross_entropy(row[: length - 1].float(), ids[1:length], reduction="none")
                     total += nll.double().cpu()[next(learned)].sum()
+                if watch is not None:
+                    watch(seen, logits)
+                seen += len(logits)
     finally:
         model.train(training)
     loss = total.item() / predicted_tokens(samples)

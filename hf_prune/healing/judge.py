@@ -1,16 +1,14 @@
 """The held-out figures of a model on its way: its loss, and how far it is from the original."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from hf_prune.healing.divergence import divergence
-from hf_prune.healing.held_out import evaluation_mode, held_out_loss
-from hf_prune.healing.prefix import Inputs
-from hf_prune.healing.rows import MODEL_INPUTS, Rows, collate
+from hf_prune.healing.held_out import held_out_loss
+from hf_prune.healing.rows import Rows, collate
 from hf_prune.healing.step import Teacher
-from hf_prune.precision import fast_arithmetic, joined_arithmetic
+from hf_prune.healing.view import IGNORED
 from hf_prune.samples import Samples
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """Measures a model on held-out text; see `loop.Judge`.
+    """Measures a model on held-out text, in one pass over it; see `loop.Judge`.
 
     Args:
         held_out: the text.
@@ -32,46 +30,42 @@ class Judge:
     def __call__(self, model: torch.nn.Module) -> "Judged":
         """Figures of a model, which is left as it was.
 
+        The divergence is the mean KL(original || model) over all predictions that count, nats; where the original's
+        predictions were stored, over its likeliest tokens and one bucket.
+
         Args:
             model: plain or with adapters, possibly in training.
         """
-        loss = held_out_loss(model, self._held_out, batch_size=self._batch_size)
-        kl = None
-        if self._teacher is not None:
-            kl = held_out_kl(model, self._teacher, self._held_out, batch_size=self._batch_size)
-        return {"loss": loss, "kl": kl}
+        if self._teacher is None:
+            return {"loss": held_out_loss(model, self._held_out, batch_size=self._batch_size), "kl": None}
+        rows, beside = Rows.of(self._held_out), _Beside(self._teacher)
+
+        def watch(first: int, logits: torch.Tensor) -> None:
+            batch = collate([rows[row] for row in range(first, first + len(logits))])
+            beside.add(logits, {name: tensor.to(logits.device) for name, tensor in batch.items()})
+
+        loss = held_out_loss(model, self._held_out, batch_size=self._batch_size, watch=watch)
+        return {"loss": loss, "kl": beside.total / beside.count}
 
 
-@torch.no_grad()
-def held_out_kl(model: torch.nn.Module, teacher: Teacher, samples: Samples, *, batch_size: int = 4) -> float:
-    """Mean KL(original || model) over all predictions that count, nats; pads count nowhere.
-
-    Over the original's likeliest tokens and one bucket where its predictions were stored as such.
+class _Beside:
+    """Adds up divergences from the original.
 
     Args:
-        model: causal language model; in evaluation mode meanwhile.
-        teacher: the original, for the rows of this text.
-        samples: held-out text.
-        batch_size: sequences at once.
+        teacher: the original.
     """
-    training = model.training
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    evaluation_mode(model)
-    try:
-        with fast_arithmetic(model), joined_arithmetic(model):
-            for inputs in _inputs(Rows.of(samples), batch_size, device):
-                given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-                logits = model(**given, use_cache=False).logits
-                counted = inputs["labels"] >= 0
-                total += divergence(logits, teacher.view(inputs), counted).item()
-                count += int(counted.sum())
-    finally:
-        model.train(training)
-    return total / count
 
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self.total, self.count = 0.0, 0
 
-def _inputs(rows: Rows, batch_size: int, device: torch.device) -> Iterator[Inputs]:
-    for start in range(0, len(rows), batch_size):
-        batch = collate([rows[row] for row in range(start, min(start + batch_size, len(rows)))])
-        yield {name: tensor.to(device) for name, tensor in batch.items()}
+    def add(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Look at one batch.
+
+        Args:
+            logits: the model's, (batch, length, vocabulary).
+            inputs: from `rows.collate`.
+        """
+        counted = inputs["labels"] != IGNORED
+        self.total += divergence(logits, self._teacher.view(inputs), counted).item()
+        self.count += int(counted.sum())

@@ -10,12 +10,11 @@ from hf_prune.errors import PruneError
 
 
 @contextmanager
-def saying_what_to_lower(config: HealingConfig, *, recompute: bool, quantized: bool) -> Iterator[None]:
+def saying_what_to_lower(config: HealingConfig, *, quantized: bool) -> Iterator[None]:
     """Turn a lack of memory into an error that names the settings that lower it.
 
     Args:
         config: resolved.
-        recompute: whether activations are computed again already.
         quantized: whether the weights are in 4 bits already.
 
     Raises:
@@ -30,7 +29,7 @@ def saying_what_to_lower(config: HealingConfig, *, recompute: bool, quantized: b
         if config.micro_batch_size != 1:
             ways.append(f"lower healing.micro_batch_size ({config.micro_batch_size})")
         ways.append(f"lower healing.max_length ({config.max_length})")
-        if not recompute:
+        if not config.recompute:
             ways.append("set healing.recompute")
         if not quantized:
             ways.append("set healing.quantize='nf4'")

@@ -26,7 +26,13 @@ RECOMPUTE_FROM = 1_000_000_000
 
 _SHORT_RUN = 1000
 _PARTS = 10
-"""Measurements on held-out text, and checkpoints, in a run."""
+"""Checkpoints, and at most so many measurements on held-out text, in a run."""
+
+_MEASURING = 0.1
+"""Part of the training's time that these measurements may take."""
+
+_FORWARDS = 3
+"""What a token costs in training, in forwards of one that is measured."""
 
 
 def resolve(
@@ -174,7 +180,6 @@ def _sized(
     if warmup is None:
         short = full_steps < min(_SHORT_RUN, recipe.steps)
         warmup = min(recipe.warmup_steps, full_steps // 10) if short else recipe.warmup_steps
-    part = max(1, full_steps // _PARTS)
     return dataclasses.replace(
         config,
         learning_rate=config.learning_rate or _rate(str(config.target), recipe, base_model),
@@ -187,9 +192,20 @@ def _sized(
         steps=steps,
         tokens=tokens,
         max_length=max_length,
-        eval_steps=config.eval_steps or part,
-        save_steps=config.save_steps or part,
+        eval_steps=config.eval_steps or _measured_every(config, full_steps, tokens, max_length),
+        save_steps=config.save_steps or max(1, full_steps // _PARTS),
     )
+
+
+def _measured_every(config: HealingConfig, steps: int, tokens: int, max_length: int) -> int:
+    """Steps between measurements on held-out text: ten in a run, or fewer where these would take long beside it.
+
+    Divergences from the original run both models, and so cost twice.
+    """
+    models = 1 if config.teacher in (None, "stored") else 2
+    once = models * config.held_out_samples * max_length
+    fit = int(_MEASURING * _FORWARDS * tokens / once)
+    return max(1, steps // max(1, min(_PARTS, fit)))
 
 
 def _rate(target: str, recipe: HealingRecipe, base_model: str) -> float:

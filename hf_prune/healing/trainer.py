@@ -75,7 +75,6 @@ def train(
     folder: Path,
     device: torch.device,
     autocast: bool,
-    recompute: bool,
     judge: Judge,
     cost: TrainingCost,
     progress: bool,
@@ -107,7 +106,6 @@ def train(
         folder: for checkpoints.
         device: where the model is.
         autocast: whether matrix products run in bfloat16.
-        recompute: whether activations are computed again in the backward pass, to save memory.
         judge: measures on held-out text.
         cost: of the run.
         progress: whether to show a bar.
@@ -132,7 +130,7 @@ def train(
             taken = checkpoint_at(folder, _taken(state, config))
             chosen.restore(model, load_file(taken / TRAINED))
             return _result(state, steps, keeper.seconds_before, config)
-    arguments = training_arguments(rows, config, steps, folder, device, autocast, recompute, group, checkpoint is None)
+    arguments = training_arguments(rows, config, steps, folder, device, autocast, group, checkpoint is None)
     callbacks: list[TrainerCallback] = [keeper]
     if config.patience is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
@@ -155,7 +153,7 @@ def train(
     if progress and group.leads:
         trainer.add_callback(Bar(_next_token(step)))
     try:
-        with keeper.listening(), saying_what_to_lower(config, recompute=recompute, quantized=quantized):
+        with keeper.listening(), saying_what_to_lower(config, quantized=quantized):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if keeper.interrupted:
             raise KeyboardInterrupt

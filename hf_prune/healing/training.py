@@ -149,14 +149,14 @@ def _loop(job: Job, trainee: torch.nn.Module, step: Step, teaching: Teaching, pr
     from hf_prune.healing.cost import training_cost
     from hf_prune.healing.trainer import train
 
-    assert job.config.max_length and job.config.recompute is not None
+    assert job.config.max_length
     cost = training_cost(
         step.decoder,
         trainee,
         job.chosen,
         length=job.config.max_length,
         prefix=0 if step.prefix is None else step.prefix.depth,
-        recompute=job.config.recompute,
+        recompute=bool(job.config.recompute),
         spared_from=1 if isinstance(step.prefix, Stored) else 0,
         beside=teaching.beside(job.config.max_length),
         before=teaching.spent,
@@ -177,7 +177,6 @@ def _loop(job: Job, trainee: torch.nn.Module, step: Step, teaching: Teaching, pr
         folder=job.work / CHECKPOINTS,
         device=job.device,
         autocast=job.autocast,
-        recompute=job.config.recompute,
         judge=Judge(job.held_out, teaching.judge, batch_size=job.micro_batch_size),
         cost=cost,
         quantized=job.quantized,

@@ -164,7 +164,7 @@ def our_loop(shape: Shape, what: str, loss: str, way: str) -> dict[str, Any]:
         )
         done = train(
             trainee, chosen, timed, rows, config, steps=config.steps or 1, folder=Path(folder) / "checkpoints",
-            device=torch.device("cpu"), autocast=False, recompute=False, judge=_nothing, cost=cost, progress=False,
+            device=torch.device("cpu"), autocast=False, judge=_nothing, cost=cost, progress=False,
         )  # fmt: skip
         on_disk = sum(path.stat().st_size for path in (Path(folder) / "prefix").glob("*.bin"))
     size = shape["rows"], shape["length"]
@@ -241,7 +241,7 @@ def _settings(shape: Shape, passes: int, loss: str) -> HealingConfig:
         target="last", last_blocks=shape["layers"] - _frozen(shape), rank=RANK, alpha=RANK, dropout=0.05, loss=loss,
         learning_rate=1e-4, warmup_steps=1, schedule="cosine", beta2=0.999, batch_size=batch,
         micro_batch_size=shape["micro"], steps=steps, tokens=10**9, max_length=shape["length"], save_steps=steps,
-        eval_steps=steps, quantize="none",
+        eval_steps=steps, recompute=False, quantize="none",
     )  # fmt: skip
 
 

@@ -264,10 +264,16 @@ def test_a_recipe_of_few_steps_is_no_short_run():
     assert resolve(HealingConfig(tokens=9999 * 12 * 512, steps=5000), **slicegpt).warmup_steps == 400
 
 
-def test_ten_checkpoints_in_a_run():
-    for tokens, every in ((50 * 16 * 512, 5), (512, 1)):
+def test_ten_checkpoints_in_a_run_and_measurements_that_take_a_tenth_of_it_at_most():
+    for tokens, save_steps, eval_steps in ((50 * 16 * 512, 5, 7), (512, 1, 1)):
         config = resolve(HealingConfig(tokens=tokens), **CPU)
-        assert (config.save_steps, config.eval_steps) == (every, every)
+        assert (config.save_steps, config.eval_steps) == (save_steps, eval_steps)
+    # A tenth of 409,600 trained tokens is 122,880 measured ones: 7 times 32 sequences of 512, 3 times by two models.
+    asked = {"tokens": 50 * 16 * 512}
+    assert resolve(HealingConfig(**asked, loss="kl"), **CPU).eval_steps == 50 // 3
+    assert resolve(HealingConfig(**asked, loss="kl", teacher="stored"), **CPU).eval_steps == 7
+    assert resolve(HealingConfig(**asked, held_out_samples=1000), **CPU).eval_steps == 50
+    assert resolve(HealingConfig(**asked, held_out_samples=2), **CPU).eval_steps == 5
 
 
 def test_micro_batches_fill_the_forward_and_divide_the_batch():
