@@ -17,7 +17,7 @@ from hf_prune.evaluation.pair import measure_pair, same_tokenizer
 from hf_prune.evaluation.stability import AnswerSheet
 from hf_prune.evaluation.stage import text_name
 from hf_prune.evaluation.task_loading import check_tasks
-from hf_prune.evaluation.timing import free
+from hf_prune.memory import give_back
 from hf_prune.record_base import Record
 from hf_prune.records import Evaluation, ModelEvaluation, ModelRef
 from hf_prune.samples import Samples, digest
@@ -119,7 +119,7 @@ def compare(
     elif refused is None:
         before, reference = evaluate_original(first, one.tokenizer, texts[0], config, sheet=sheet, progress=progress)
         del first
-        free()
+        give_back()
         after = evaluate(
             other.load(),
             other.tokenizer,
@@ -134,10 +134,10 @@ def compare(
     else:
         before = evaluate(first, one.tokenizer, texts[0], config, label=A, sheet=sheet, progress=progress)
         del first
-        free()
+        give_back()
         after = evaluate(other.load(), other.tokenizer, texts[1], config, label=B, sheet=sheet, progress=progress)
         figures = (before, after)
-    free()
+    give_back()
     figures = timed(figures, (one, other), config, progress)
     return Comparison((one.ref, other.ref), Evaluation(figures, place), tokenizers, refused, together)
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from hf_prune.amounts import blocks_left
 from hf_prune.architecture import Decoder, decoder_of
 from hf_prune.config import HealingConfig, PrunerConfig
-from hf_prune.healable import healing_recipe
+from hf_prune.healable import fitted_to, healing_recipe
 from hf_prune.healing.budget import Throughput, eta, in_words, probe
-from hf_prune.healing.choice import check_target, check_trained, choose, fitted
+from hf_prune.healing.choice import choose
 from hf_prune.healing.origin import Origin
 from hf_prune.healing.prefix import frozen_depth
 from hf_prune.healing.registries import kind_of, trainable
@@ -18,8 +17,8 @@ from hf_prune.healing.settings import resolve
 from hf_prune.healing.step import compared_positions, parse_losses
 from hf_prune.healing.teacher_store import Kept
 from hf_prune.healing.teaching import asked
-from hf_prune.models import device_of
 from hf_prune.origins import origin_of
+from hf_prune.placement import device_of
 from hf_prune.records import Plan
 from hf_prune.surgery import apply_plan
 
@@ -51,7 +50,7 @@ def preview_healing(
             an uncut model.
         base_model: Hub id or name of the base.
         limit: longest sequence that the model takes, in tokens.
-        device_map: from `models.load_kwargs`.
+        device_map: from `placement.load_kwargs`.
 
     Raises:
         PruneError: whatever a real run would refuse before work.
@@ -72,13 +71,7 @@ def preview_healing(
         device=device,
         throughput=speed,
     )
-    grows = config.recipe().cuts == "width" or config.ships_code
-    left = blocks_left(config, decoder.num_layers) if plan is None else decoder.num_layers
-    if not grows or str(settings.target) in trainable:
-        settings = fitted(decoder, settings, config.healing, origin, left=left)
-    check_target(decoder, settings, origin, grows=grows, left=left)
-    if plan is not None:
-        check_trained(decoder, settings, origin)
+    settings = fitted_to(config, decoder, settings, None if plan is None else origin)
     assert settings.tokens and settings.batch_size and settings.max_length and settings.steps
     tokens = min(settings.tokens, settings.steps * settings.batch_size * settings.max_length)
     full_steps = max(1, tokens // (settings.batch_size * settings.max_length))

@@ -19,8 +19,9 @@ from hf_prune.healable import check_healing, check_unquantized
 from hf_prune.hub import check_push
 from hf_prune.loading import Source, blank_model, check_verifiable, dtype_of, locate
 from hf_prune.memory_budget import MaxMemory, budget_of
-from hf_prune.models import load_kwargs, name_given, sizes_of
+from hf_prune.models import name_given, sizes_of
 from hf_prune.output import default_private
+from hf_prune.placement import load_kwargs
 from hf_prune.plan import make_plan
 from hf_prune.planners.widths import MOST
 from hf_prune.records import ModelRef, Plan, Scores

@@ -1,5 +1,6 @@
 """Main memory that this process may take, which in a container is less than what the machine has."""
 
+import gc
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,15 @@ def free_memory() -> int:
     """Bytes of memory that this process may still take: what is free, or less where its container has a limit."""
     left = memory_limit() - psutil.Process().memory_info().rss
     return max(0, min(psutil.virtual_memory().available, left))
+
+
+def give_back() -> None:
+    """Give back the memory, of GPUs too, of what nobody refers to any more."""
+    import torch  # here, because the limits above are asked for without it
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _text(path: Path) -> str:

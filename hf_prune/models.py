@@ -1,7 +1,6 @@
 """The models of one run: original, pruned, healed. One is in memory; the others are loaded when they are needed."""
 
 import dataclasses
-import gc
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,9 @@ from hf_prune.config import PrunerConfig
 from hf_prune.errors import ConfigError
 from hf_prune.evaluation.flops import module_flops
 from hf_prune.loading import Fetched, Source
+from hf_prune.memory import give_back
 from hf_prune.memory_budget import MaxMemory
+from hf_prune.placement import device_of
 from hf_prune.records import Plan
 from hf_prune.reload import check_reload
 from hf_prune.run_folder import RunFolder, remove
@@ -36,25 +37,7 @@ Label = Literal["original", "pruned", "healed"]
 LABELS: tuple[Label, ...] = ("original", "pruned", "healed")
 
 
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Words that spread a model over the devices that are there."""
-
 _SAMPLED = 256
-
-
-def load_kwargs(dtype: str | torch.dtype, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
-    """Arguments of `loading.load_model`: the GPU is taken where there is one and nothing else was asked for.
-
-    Raises:
-        ConfigError: there is no such dtype or device.
-    """
-    if isinstance(device_map, str) and device_map not in SPREAD:
-        _check_device(device_map)
-    return {
-        "dtype": loading.dtype_of(dtype) if isinstance(dtype, str) else dtype,
-        "device_map": "auto" if device_map is None and torch.cuda.is_available() else device_map,
-        "trust_remote_code": trust_remote_code,
-    }
 
 
 def name_given(config: PrunerConfig, model_id: str | Path) -> str | None:
@@ -204,9 +187,7 @@ class Models:
     def release(self) -> None:
         """Drop the model in memory."""
         self._current = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def cut(self, plan: Plan, text: Callable[[], Text]) -> None:
         """Carry out a plan on the original, or take the pruned checkpoint that a killed run has left.
@@ -397,30 +378,6 @@ def weights_digest(model: PreTrainedModel) -> str:
             first = tensor.detach().reshape(-1)[:_SAMPLED].cpu().contiguous()
             total.update(first.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def device_of(device_map: Any) -> torch.device | None:
-    """Where a model begins that is loaded so; None where only loading it tells.
-
-    Args:
-        device_map: from `load_kwargs`.
-    """
-    if device_map is None:
-        return torch.device("cpu")
-    if isinstance(device_map, str) and device_map not in SPREAD:
-        return torch.device(device_map)
-    return torch.device("cuda", 0) if device_map == "auto" and torch.cuda.is_available() else None
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device '{name}'; expected cpu, cuda, cuda:N, mps, or auto") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device '{name}': {torch.cuda.device_count()} GPUs can be used here; leave it out, or take cpu"
-        )
 
 
 def _count(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,15 +284,51 @@ def push_output(
         HubError: the Hub refused.
     """
     finished = Finished.load(folder)
-    for flag in flags(read_base_card(finished.base_card)[0], repo_id):
+
+    def name(checked: str) -> None:
+        if (folder / ADAPTER).is_dir():
+            set_adapter_base(folder / ADAPTER, checked)
+        write_card(folder, finished, checked)
+
+    told = {"private": private, "token": token, "dry_run": dry_run, **push_kwargs}
+    return push_named(folder, repo_id, finished.plan.model, finished.base_card, name, **told)
+
+
+def push_named(
+    folder: Path,
+    repo_id: str,
+    model: ModelRef,
+    base_card: str | None,
+    name: Callable[[str], object],
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    dry_run: bool = False,
+    **push_kwargs: Any,
+) -> PushResult:
+    """Push a folder in which the repo is named first, once it is known that it may be pushed to; see `push_output`.
+
+    Args:
+        folder: to push.
+        repo_id: repo to push to.
+        model: the base.
+        base_card: its README.md.
+        name: writes the repo's id, as the Hub has it, where the folder is to name it.
+        private: None takes `default_private`.
+        token: of the Hub.
+        dry_run: only tell what would happen; nothing is written.
+        push_kwargs: see `hf_prune.hub.push_folder`.
+
+    Raises:
+        HubError: the Hub refused.
+    """
+    for flag in flags(read_base_card(base_card)[0], repo_id):
         logger.warning("%s", flag)
     if private is None:
-        private = default_private(finished.plan.model, token)
+        private = default_private(model, token)
     if not dry_run:
         known = ("revision", "create_pr", "overwrite")
-        checked = {name: value for name, value in push_kwargs.items() if name in known}
+        checked = {key: value for key, value in push_kwargs.items() if key in known}
         repo_id = check_push(repo_id, private=private, token=token, **checked)
-        if (folder / ADAPTER).is_dir():
-            set_adapter_base(folder / ADAPTER, repo_id)
-        write_card(folder, finished, repo_id)
+        name(repo_id)
     return push_folder(folder, repo_id, private=private, token=token, dry_run=dry_run, **push_kwargs)

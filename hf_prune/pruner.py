@@ -17,9 +17,10 @@ from hf_prune.file_to_file import file_to_file
 from hf_prune.hub import PushResult
 from hf_prune.loading import Fetched, Source, bare_name
 from hf_prune.memory_budget import MaxMemory, budget_of
-from hf_prune.models import Models, load_kwargs, name_given, weights_digest
+from hf_prune.models import Models, name_given, weights_digest
 from hf_prune.output import ADAPTER, Finished, push_output, write_output
 from hf_prune.patching.families import check_patchable
+from hf_prune.placement import load_kwargs
 from hf_prune.records import Evaluation, ModelRef, Plan
 from hf_prune.run_folder import RunFolder, remove
 from hf_prune.saving import RECORDS

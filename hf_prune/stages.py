@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import hf_prune
 from hf_prune import calibration, environment, healing, serial
-from hf_prune.amounts import blocks_left
 from hf_prune.architecture import decoder_of
 from hf_prune.architecture.decoder import structural_copy
 from hf_prune.auto import AUTO, resolved
@@ -21,12 +20,11 @@ from hf_prune.errors import ConfigError
 from hf_prune.evaluation.stage import Judge
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.fit import check_fitted
-from hf_prune.healable import check_healing, check_unquantized, healing_recipe
-from hf_prune.healing.choice import check_target, check_trained, fitted
+from hf_prune.healable import check_healing, check_unquantized, fitted_to, healing_recipe
+from hf_prune.healing.choice import fitted
 from hf_prune.healing.early import why_original
 from hf_prune.healing.optimizer import check_optimizer
 from hf_prune.healing.origin import Origin
-from hf_prune.healing.registries import trainable
 from hf_prune.healing.settings import for_model
 from hf_prune.models import LABELS, Label, Models
 from hf_prune.origins import origin_of
@@ -254,22 +252,12 @@ class Stages:
 
     def _check_trained(self, settings: HealingConfig) -> None:
         """Refuse targets, losses and prefixes that cannot be had of this model, as far as the cut is known."""
-        decoder, plan, asked = decoder_of(self.models.outline(), self.source.ref.id), self._plan, self.config.healing
+        decoder, plan = decoder_of(self.models.outline(), self.source.ref.id), self._plan
+        cut = self.models.stage != "original" and plan is not None
         if self.models.stage == "original" and plan is not None and plan.only_drops and plan.slicing is None:
             decoder = apply_plan(decoder_of(structural_copy(decoder.model), decoder.name), plan)
             cut = True
-        else:
-            cut = self.models.stage != "original" and plan is not None
-        if cut:
-            origin = self._healing_origin()
-            check_trained(decoder, fitted(decoder, settings, asked, origin), origin)
-            return
-        blocks = Origin(tuple(range(decoder.num_layers)), decoder.num_layers)
-        left = blocks_left(self.config, decoder.num_layers)
-        grows = self.config.recipe().cuts == "width" or self.config.ships_code
-        if not grows or str(settings.target) in trainable:
-            settings = fitted(decoder, settings, asked, blocks, left=left)
-        check_target(decoder, settings, blocks, grows=grows, left=left)
+        fitted_to(self.config, decoder, settings, self._healing_origin() if cut else None)
 
     def _original_loss(self, settings: HealingConfig) -> float | None:
         """Loss of the original on the held-out text, where it was or can be measured without loading it again."""

@@ -12,7 +12,8 @@ from hf_prune.distributed import local_processes
 from hf_prune.errors import ConfigError
 from hf_prune.memory import free_memory
 from hf_prune.memory_budget import MaxMemory, budget_of, streamed
-from hf_prune.models import SPREAD, Models
+from hf_prune.models import Models
+from hf_prune.placement import SPREAD
 from hf_prune.records import Plan
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,11 @@ from hf_prune.checkpoint import check_checkpoint, folder_digest, read_header, we
 from hf_prune.config import SAME, EvaluationConfig, PrunerConfig
 from hf_prune.evaluation import evaluate
 from hf_prune.evaluation.task_loading import check_tasks
-from hf_prune.evaluation.timing import Contestant, free, take_turns
+from hf_prune.evaluation.timing import Contestant, take_turns
 from hf_prune.healing.adapter import CONFIG
-from hf_prune.models import load_kwargs
+from hf_prune.memory import give_back
 from hf_prune.output import ADAPTER
+from hf_prune.placement import load_kwargs
 from hf_prune.record_base import Record
 from hf_prune.records import Evaluation, ModelEvaluation, ModelRef
 from hf_prune.samples import Samples
@@ -215,7 +216,7 @@ def measure_alone(
     figures = evaluate(model, subject.tokenizer, {name: samples}, config, label=LABEL, progress=progress)
     place = environment.describe(model)
     del model
-    free()
+    give_back()
     return Measured(subject.ref, Evaluation(timed((figures,), (subject,), config, progress), place))
 
 

@@ -4,7 +4,6 @@ In every round each model is loaded, timed and dropped, in the same order, in on
 told of models that were timed so.
 """
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_prune.architecture.decoder import first_device
 from hf_prune.config import EvaluationConfig
 from hf_prune.evaluation.flops import flops_per_token
 from hf_prune.evaluation.speed import Run, fit_lengths, now, rate, speed_of, timed
+from hf_prune.memory import give_back
 from hf_prune.progress import tqdm
 from hf_prune.records import ModelEvaluation, Rate, Speed
 
@@ -100,7 +100,7 @@ def take_turns(
             model, prompt_tokens=reads, new_tokens=writes, batch=config.speed_batch, seed=config.seed
         )
         del model
-        free()
+        give_back()
     return tuple(
         Timing(
             speed=speed_of(
@@ -116,13 +116,6 @@ def take_turns(
         )
         for number, one in enumerate(contestants)
     )
-
-
-def free() -> None:
-    """Hand back what dropped models leave behind."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _read(path: Path) -> None:

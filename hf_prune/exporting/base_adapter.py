@@ -1,6 +1,5 @@
 """A healed model as a small adapter on the original's own repo: PEFT leaves layers out as it loads."""
 
-import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hf_prune.exporting.record import Export
 from hf_prune.healing.adapter import CONFIG, WEIGHTS
 from hf_prune.healing.checkpoint import quiet_peft
 from hf_prune.loading import Source
+from hf_prune.memory import give_back
 from hf_prune.output import ADAPTER, Finished
 from hf_prune.probe import probe
 from hf_prune.progress import tqdm
@@ -269,7 +269,5 @@ def _answer(stored: Stored) -> dict[str, Any]:
         model: Any = stored.load()
         answer: dict[str, Any] = probe(model) | {"environment": environment.describe(model)}
     del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()
     return answer

@@ -1,6 +1,5 @@
 """A pruned model in 4 bits, as a checkpoint of its own."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hf_prune.exporting.record import Export
 from hf_prune.healing.held_out import held_out_loss, predicted_tokens
 from hf_prune.healing.nf4 import nf4_config
 from hf_prune.loading import Source
+from hf_prune.memory import give_back
 from hf_prune.output import ADAPTER, Finished
 from hf_prune.progress import tqdm
 from hf_prune.records import TextUse
@@ -79,7 +79,7 @@ def export_nf4(
         quantization = nf4_config(folder, plain.dtype, trust_remote_code=trust_remote_code)
         before = None if text is None else held_out_loss(plain, text)
         del plain
-        _free()
+        give_back()
         bar.update()
         model: PreTrainedModel = loading.load_model(source, quantization_config=quantization, **kwargs)
         after = None if text is None else held_out_loss(model, text)
@@ -163,9 +163,3 @@ def evaluation_text(folder: Path, finished: Finished) -> Samples | None:
             f"{use.sha256[:16]}…. Evaluate the folder again"
         )
     return samples
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,21 +1,16 @@
 """The folder of an export: records and card around its weights, and its way to the Hub."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from hf_prune import serial
-from hf_prune.card_metadata import read_base_card
 from hf_prune.errors import ConfigError, ReloadError
 from hf_prune.exporting.card import export_card
 from hf_prune.exporting.record import Export, is_export
-from hf_prune.hub import PushResult, check_push, push_folder
-from hf_prune.licences import flags
-from hf_prune.output import Finished, default_private
+from hf_prune.hub import PushResult
+from hf_prune.output import Finished, push_named
 from hf_prune.records import Healing, Plan, Record
 from hf_prune.saving import RECORDS, licence_files
-
-logger = logging.getLogger(__name__)
 
 
 def write_export(folder: Path, finished: Finished, export: Export) -> None:
@@ -77,16 +72,10 @@ def push_export(
         HubError: the Hub refused.
     """
     export = _records(folder)[0]
-    for flag in flags(read_base_card(export.base_card)[0], repo_id):
-        logger.warning("%s", flag)
-    if private is None:
-        private = default_private(export.model, token)
-    if not dry_run:
-        known = ("revision", "create_pr", "overwrite")
-        checked = {name: value for name, value in push_kwargs.items() if name in known}
-        repo_id = check_push(repo_id, private=private, token=token, **checked)
-        write_export_card(folder, repo_id)
-    return push_folder(folder, repo_id, private=private, token=token, dry_run=dry_run, **push_kwargs)
+    told = {"private": private, "token": token, "dry_run": dry_run, **push_kwargs}
+    return push_named(
+        folder, repo_id, export.model, export.base_card, lambda checked: write_export_card(folder, checked), **told
+    )
 
 
 def compared(export: Export, folder: Path) -> Export:

@@ -9,7 +9,7 @@ from hf_prune.errors import ConfigError
 from hf_prune.healing.adapter import Adapters
 from hf_prune.healing.origin import Origin
 from hf_prune.healing.prefix import check_frozen, frozen_depth
-from hf_prune.healing.ranks import Ranks
+from hf_prune.healing.ranks import Ranks, check_of_adapters
 from hf_prune.healing.registries import kind_of, trainable
 from hf_prune.healing.step import compared_positions, parse_losses
 from hf_prune.healing.targets import find_targets, sides
@@ -18,9 +18,6 @@ from hf_prune.healing.trainables.last import last_blocks
 from hf_prune.healing.trained import Trainable
 
 log = logging.getLogger(__name__)
-
-_OF_ADAPTERS = ("use_dora", "use_rslora", "last_rank")
-"""Settings that mean something for adapters alone."""
 
 
 def choose(decoder: Decoder, config: HealingConfig, origin: Origin) -> Trainable:
@@ -37,7 +34,7 @@ def choose(decoder: Decoder, config: HealingConfig, origin: Origin) -> Trainable
         ArchitectureError: the blocks hold no linear map that could carry an adapter.
     """
     assert config.target
-    _check_settings(config)
+    check_of_adapters(config)
     if config.target not in trainable:
         chosen: Trainable = Adapters.of(decoder, config.target, origin.silent)
     else:
@@ -119,26 +116,12 @@ def check_target(
         ArchitectureError: see `choose`.
     """
     assert config.target
-    _check_settings(config)
+    check_of_adapters(config)
     if config.target == "last":
         last_blocks(config, decoder.num_layers if left is None else left, decoder.name)
     named_later = grows and config.target not in trainable
     if kind_of(config.target) == "adapters" and not named_later:
         choose(decoder, config, origin)
-
-
-def _check_settings(config: HealingConfig) -> None:
-    """Refuse settings of adapters where weights are trained themselves."""
-    assert config.target
-    if kind_of(config.target) == "adapters":
-        return
-    for name in _OF_ADAPTERS:
-        if getattr(config, name):
-            adapters = [entry.name for entry in trainable if kind_of(entry.name) == "adapters"]
-            raise ConfigError(
-                f"healing.{name}={getattr(config, name)} is of adapters, and target '{config.target}' trains weights "
-                f"themselves; leave it out, or take target {', '.join(adapters)} or names of linear maps"
-            )
 
 
 def _check_ranks(decoder: Decoder, config: HealingConfig, chosen: Adapters) -> None:

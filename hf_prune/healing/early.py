@@ -1,5 +1,6 @@
 """What of healing can be refused before any model, text or machine is looked at."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from hf_prune import extras
@@ -7,6 +8,7 @@ from hf_prune.config import HealingConfig
 from hf_prune.errors import ConfigError
 from hf_prune.healing.optimizer import optimizer_names
 from hf_prune.healing.prefix import check_frozen, no_sharing
+from hf_prune.healing.ranks import VARIANTS, check_of_adapters
 from hf_prune.healing.recipes import RECIPES, recipe_for
 from hf_prune.healing.registries import kind_of
 from hf_prune.healing.registries import loss as losses
@@ -16,8 +18,6 @@ from hf_prune.healing.step import parse_losses
 from hf_prune.healing.teaching import rescaled_stream
 from hf_prune.memory_budget import parse_memory
 from hf_prune.registry import did_you_mean
-
-_OF_ADAPTERS = ("rank", "last_rank", "alpha", "dropout", "use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
@@ -112,18 +112,13 @@ def why_original(config: HealingConfig) -> str | None:
 def _check_kind(config: HealingConfig, found: HealingConfig) -> None:
     """What belongs to adapters alone, or to some weights."""
     target = str(found.target)
-    if kind_of(target) == "weights":
-        said = [name for name in _OF_ADAPTERS if getattr(config, name) not in (None, False)]
-        if said:
-            raise ConfigError(
-                f"healing.{said[0]}={getattr(config, said[0])!r} is of adapters, and target '{target}' trains weights "
-                "themselves. Leave it out, or take target 'mlp' or 'all'"
-            )
-        if found.output == "adapter":
-            raise ConfigError(
-                f"healing.output='adapter', and target '{target}' trains weights themselves: there is no adapter. "
-                "Take output 'merged', or target 'mlp' or 'all'"
-            )
+    asked = dataclasses.replace(config, target=target)
+    check_of_adapters(asked, ("rank", "alpha", "dropout", *VARIANTS))
+    if kind_of(target) == "weights" and found.output == "adapter":
+        raise ConfigError(
+            f"healing.output='adapter', and target '{target}' trains weights themselves: there is no adapter. "
+            "Take output 'merged', or target 'mlp' or 'all'"
+        )
     if target == "full" and found.quantize == "nf4":
         raise ConfigError(
             "healing.quantize='nf4' keeps what is frozen in 4 bits, and target 'full' freezes nothing. Take quantize "

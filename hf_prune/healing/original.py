@@ -1,7 +1,6 @@
 """The original model as healing loads it: in the dtype and at the place of the pruned one."""
 
 import copy
-import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,10 +121,3 @@ def no_files() -> ConfigError:
         "healing.teacher='nf4' loads the original's files in 4 bits, and the original was handed over in memory. Save "
         "it to a folder and prune that, or take teacher 'resident' or 'stored'"
     )
-
-
-def free(device: torch.device) -> None:
-    """Give back the memory of what nobody refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -2,13 +2,17 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_prune.config import HealingConfig
 from hf_prune.errors import ConfigError
+from hf_prune.healing.registries import kind_of
 from hf_prune.healing.targets import Targets
+
+VARIANTS = ("use_dora", "use_rslora", "last_rank")
+"""Settings that mean something for adapters alone, and nothing where they are not set."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,21 @@ class Ranks:
             if rank != self.rank
         }
         return other, {} if self.use_rslora else {name: self.alpha_of(rank) for name, rank in other.items()}
+
+
+def check_of_adapters(config: HealingConfig, names: Sequence[str] = VARIANTS) -> None:
+    """Refuse settings of adapters where weights are trained themselves.
+
+    Args:
+        config: its target is known.
+        names: of the settings.
+
+    Raises:
+        ConfigError: one of them is set.
+    """
+    said = [name for name in names if getattr(config, name) not in (None, False)]
+    if said and kind_of(str(config.target)) == "weights":
+        raise ConfigError(
+            f"healing.{said[0]}={getattr(config, said[0])!r} is of adapters, and target '{config.target}' trains "
+            "weights themselves. Leave it out, or take target 'mlp' or 'all', or names of linear maps"
+        )

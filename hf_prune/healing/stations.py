@@ -10,9 +10,9 @@ from hf_prune.healing import checkpoint
 from hf_prune.healing.adapter import save_adapter
 from hf_prune.healing.held_out import held_out_loss, predicted_tokens
 from hf_prune.healing.job import Job
-from hf_prune.healing.original import free
 from hf_prune.healing.training import Outcome
 from hf_prune.healing.work import ADAPTER
+from hf_prune.memory import give_back
 from hf_prune.records import HeldOutLoss
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def finish(job: Job, outcome: Outcome, base_model: str, original_loss: float | N
             save_adapter(attached, outcome.state, adapter)
         job.group.any(False)  # all of them may read it
     del plain, attached
-    free(job.device)
+    give_back()
     merged = _plain(job)
     job.chosen.merge(merged, job.config, outcome.state)
     losses = HeldOutLoss(
@@ -69,7 +69,7 @@ def finish(job: Job, outcome: Outcome, base_model: str, original_loss: float | N
     model: PreTrainedModel | PeftModel = merged
     if job.config.output == "adapter":
         del merged, model
-        free(job.device)
+        give_back()
         model = job.chosen.attach(_plain(job), job.config, outcome.state, base_model)
     return Shipped(model, adapter, losses)
 

@@ -17,13 +17,14 @@ from hf_prune.errors import ConfigError
 from hf_prune.healing.checkpoint import fingerprint
 from hf_prune.healing.cost import Cost
 from hf_prune.healing.origin import Origin
-from hf_prune.healing.original import Computing, check_fit, files_of, free, load_original, no_files
+from hf_prune.healing.original import Computing, check_fit, files_of, load_original, no_files
 from hf_prune.healing.prefix import in_bytes
 from hf_prune.healing.prefix_store import disk_room
 from hf_prune.healing.rows import Rows
 from hf_prune.healing.step import Teacher, WeightedLoss
 from hf_prune.healing.teacher import Resident, same_blocks, share_tensors
 from hf_prune.healing.teacher_store import TOP_K, Kept, Stored, fill, folder_name, open_store, spent_on
+from hf_prune.memory import give_back
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ def beside(
     decoder, owned = load_original(origin, wanted.mode, computing)
     check_fit(decoder, pruned, states=bool(wanted.positions))
     freed = share_tensors(decoder, parameters, origin.kept) if owned else 0
-    free(computing.device)
+    give_back()
     size = sum(p.numel() * p.element_size() for p in decoder.model.parameters())
     log.info(
         "original in memory%s: %.2f GB, %.2f GB of them the pruned model's own",
@@ -286,7 +287,7 @@ def on_disk(
             fill(store, kept, original, text, batch_size=config.micro_batch_size or 1, progress=progress)
             del original
         del decoder
-        free(computing.device)
+        give_back()
     told_apart = (
         f"Divergences from the original tell its {count} likeliest tokens apart, and put all others into one bucket: "
         "they are at most those over the whole vocabulary."

@@ -16,7 +16,6 @@ from hf_prune.healing.held_out import held_out_loss
 from hf_prune.healing.job import Job, passes, planned_steps, tokens_per_step
 from hf_prune.healing.judge import Judge
 from hf_prune.healing.nf4 import nf4_config
-from hf_prune.healing.original import free
 from hf_prune.healing.packing import check_packing
 from hf_prune.healing.prefix import frozen_depth
 from hf_prune.healing.prefix_store import Opened, Stored, disk_room, open_prefix
@@ -25,6 +24,7 @@ from hf_prune.healing.step import Step
 from hf_prune.healing.teaching import Teaching, beside, on_disk
 from hf_prune.healing.trained import State
 from hf_prune.healing.work import CHECKPOINTS, PREFIX, TEACHER
+from hf_prune.memory import give_back
 
 if TYPE_CHECKING:
     from hf_prune.healing.trainer import Trained
@@ -109,7 +109,7 @@ def train_job(job: Job, *, progress: bool) -> Outcome:
         tuple(notes),
     )
     del loaded, weights, trainee, decoder, step, teaching
-    free(job.device)
+    give_back()
     return outcome
 
 

@@ -192,9 +192,9 @@ class ModelCache:
 
 def give_memory_back() -> None:
     """Hand what dropped models took back to the system: Python and the C library keep it otherwise."""
-    from hf_prune.evaluation.timing import free
+    from hf_prune.memory import give_back
 
-    free()
+    give_back()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
         if trim is not None:

@@ -12,7 +12,8 @@ from hf_prune.config import PrunerConfig
 from hf_prune.errors import CheckpointError, OutputError
 from hf_prune.evaluation.task_loading import check_tasks
 from hf_prune.healing.early import check_settings
-from hf_prune.models import load_kwargs, name_given
+from hf_prune.models import name_given
+from hf_prune.placement import load_kwargs
 from hf_prune.records import ModelRef
 from hf_prune.run_folder import RunFolder
 from hf_prune.saving import no_room

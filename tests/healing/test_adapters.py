@@ -222,7 +222,7 @@ def test_names_of_maps_that_the_cut_will_bring_pass() -> None:
         ({"rank": 8, "last_rank": 7}, ["last_rank=7 is below rank=8"]),
         ({"target": "full", "use_dora": True}, ["use_dora=True is of adapters", "'full' trains weights"]),
         ({"target": "full", "use_rslora": True}, ["use_rslora=True"]),
-        ({"target": "full", "last_rank": 9}, ["last_rank=9", "mlp, all or names"]),
+        ({"target": "full", "last_rank": 9}, ["last_rank=9", "or names of linear maps"]),
     ],
 )
 def test_what_cannot_be_is_refused_without_weights(changes: dict[str, Any], words: list[str]) -> None:
